@@ -163,6 +163,8 @@ class ModelConfig:
     """Commit of a hub model; null takes the newest."""
     max_context: int
     """Longest prompt plus response, in tokens; what does not fit is a counted outcome."""
+    system_prompt: str | None
+    """System turn of the policy's conversations; null leaves the chat template's own."""
     lora: LoRAConfig
 
     def __post_init__(self) -> None:
@@ -364,11 +366,14 @@ class EvaluationConfig:
     """Responses of every policy to held-out prompts, and what is measured on them."""
 
     sampling: SamplingConfig
+    num_tests: int
+    """Principle tests on which each policy's likelihoods of better and worse are compared."""
     num_bootstrap: int
     """Resamples for confidence intervals of means."""
 
     def __post_init__(self) -> None:
         _positive(self, "num_bootstrap")
+        _not_negative(self, "num_tests")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -403,14 +408,17 @@ class SLCAIConfig(PhaseConfig):
 class PairsConfig:
     """Two SL-CAI samples per prompt (sec. 4.1)."""
 
-    num_prompts: int
-    """Red-team prompts compared; taken from the training split."""
+    pairs_per_prompt: int
+    """Pairs for each red-team training prompt; the paper takes 1."""
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:
-        _positive(self, "num_prompts")
-        _check(self.sampling.temperature > 0, "pairs.sampling.temperature must be above 0: two "
-               "greedy samples are identical and cannot be compared")
+        _positive(self, "pairs_per_prompt")
+        _check(
+            self.sampling.temperature > 0,
+            "sampling.temperature must be above 0: two "
+            "greedy samples are identical and cannot be compared",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -495,14 +503,27 @@ class PPOConfig:
     value_learning_rate: float
 
     def __post_init__(self) -> None:
-        _positive(self, "num_iterations", "rollouts_per_iteration", "max_new_tokens", "temperature",
-                  "ppo_epochs", "num_minibatches", "kl_target", "kl_horizon", "clip_ratio",
-                  "value_clip", "checkpoint_every")
+        _positive(
+            self,
+            "num_iterations",
+            "rollouts_per_iteration",
+            "max_new_tokens",
+            "temperature",
+            "ppo_epochs",
+            "num_minibatches",
+            "kl_target",
+            "kl_horizon",
+            "clip_ratio",
+            "value_clip",
+            "checkpoint_every",
+        )
         _not_negative(self, "kl_coef", "value_coef", "missing_eos_penalty", "value_learning_rate")
         _fraction(self, "helpfulness_frac", "discount", "gae_lambda")
-        _check(self.num_minibatches <= self.rollouts_per_iteration,
-               f"num_minibatches ({self.num_minibatches}) must not exceed "
-               f"rollouts_per_iteration ({self.rollouts_per_iteration})")
+        _check(
+            self.num_minibatches <= self.rollouts_per_iteration,
+            f"num_minibatches ({self.num_minibatches}) must not exceed "
+            f"rollouts_per_iteration ({self.rollouts_per_iteration})",
+        )
 
 
 @dataclass(kw_only=True, slots=True)

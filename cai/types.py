@@ -117,7 +117,7 @@ class RevisionStep:
     revision: Sample | None
     outcome: RevisionOutcome
     response: str
-    """The response after this step: the revision, or the response before it when none was usable."""
+    """The response after this step: the cleaned revision, or the response before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +197,18 @@ class FeedbackCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TestLikelihood:
+    """How probable a policy finds the two responses of one principle test."""
+
+    principle_id: str
+    test_index: int
+    policy: str
+    better: float
+    """Mean log-probability per token of the better response, nats."""
+    worse: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
     """An evaluation response with its measurements."""
 
@@ -204,7 +216,20 @@ class Evaluated:
     score: float | None
     """Preference-model score, centred on SL-CAI samples; None without a preference model."""
     refusal: bool
-    """Opens or reads as a refusal, by rule (evaluation.py)."""
+    """Declines to answer, by rule (evaluation.py)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One response sampled by PPO, with what its update was computed from."""
+
+    iteration: int
+    prompt: Prompt
+    sample: Sample
+    score: float
+    """Preference-model score, before penalties and KL."""
+    kl: float
+    """Sum over tokens of the KL estimate to the SL-CAI policy, nats."""
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

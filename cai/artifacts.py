@@ -1,0 +1,318 @@
+"""The content-addressed store: what a stage made, found again by what went into it.
+
+`<output_dir>/store/<stage>/<digest>/` holds a stage's files and, written last, `manifest.json`:
+its existence means that the artifact is complete. The digest is the sha256 of the stage's name and
+version, its own config section, its inputs' digests, the model's weight hash and the seed; so the
+same work asked for by any phase, sweep job or later run is found, and a changed setting re-runs
+only what it touches. Hardware is not part of it; precision and threads are in the manifest.
+
+Until the manifest is there, `work/` inside the folder holds finished shards and checkpoints. A
+shard is a fixed range of rows in a fixed batch: rows are redone only in whole shards, because
+sampled text depends on the composition of its batch. Every file's sha256 is in the manifest (a
+shard's is in its name) and is checked whenever it is read: nothing else notices a flipped bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from cai.errors import UserError
+from cai.faults import fault
+from cai.progress import bar
+from cai.types import dump_line, parse_lines
+
+R = TypeVar("R")
+I = TypeVar("I")  # noqa: E741
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+RECORDS = "records.jsonl"
+DIGEST_CHARS = 16
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with one spelling per value, for hashing."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def digest_of(value: Any) -> str:
+    """Sha256 of a JSON value, hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"Cannot write {path} ({len(data):,} bytes): {error.strerror}. What was finished before "
+            "is kept; free some space or choose another folder with output_dir=..., then run the "
+            "same command again."
+        ) from error
+    _fsync_folder(path.parent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A stage's output by address; it may not have been made yet (a plan)."""
+
+    stage: str
+    digest: str
+    folder: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest is there."""
+        return (self.folder / MANIFEST).is_file()
+
+    @property
+    def short(self) -> str:
+        """`stage/digest` as people see it."""
+        return f"{self.stage}/{self.digest[:DIGEST_CHARS]}"
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as written.
+
+        Raises:
+            UserError: when it is not valid JSON.
+        """
+        path = self.folder / MANIFEST
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(
+                f"{path}: damaged ({error}). Delete {self.folder} to compute it again."
+            ) from error
+
+    def file(self, name: str) -> Path:
+        """Path of one of the artifact's files, after its sha256 was checked.
+
+        Raises:
+            UserError: when the file is missing or is not what was written.
+        """
+        expected = self.manifest()["files"].get(name)
+        path = self.folder / name
+        if expected is None:
+            raise UserError(f"{self.short} has no file {name}")
+        found = file_sha256(path) if path.is_file() else "missing"
+        if found != expected["sha256"]:
+            raise UserError(
+                f"{path}: sha256 is {found}, but the manifest says {expected['sha256']}. The file "
+                f"was changed or damaged. Delete {self.folder} to compute it again."
+            )
+        return path
+
+    def verified_folder(self) -> Path:
+        """The folder, after every file in it was checked."""
+        for name in self.manifest()["files"]:
+            self.file(name)
+        return self.folder
+
+    def records(self, kind: type[R], name: str = RECORDS) -> list[R]:
+        """The records of a JSONL file."""
+        path = self.file(name)
+        return list(parse_lines(kind, path.read_text("ascii"), str(path)))
+
+    def json(self, name: str) -> Any:
+        """A JSON file's value."""
+        return json.loads(self.file(name).read_bytes())
+
+
+@dataclass(slots=True)
+class Work:
+    """A stage's folder while it is being filled; the holder of its lock owns it."""
+
+    artifact: Artifact
+    counts: dict[str, int] = field(default_factory=dict)
+    """What there was and what became of it, for the manifest and the run's table."""
+
+    @property
+    def folder(self) -> Path:
+        """Where final files go."""
+        return self.artifact.folder
+
+    @property
+    def scratch(self) -> Path:
+        """Where shards and checkpoints wait; deleted when the artifact is complete."""
+        path = self.folder / "work"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the artifact."""
+        text = json.dumps(value, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
+        write_atomically(self.folder / name, text.encode("ascii"))
+
+    def write_records(self, records: Sequence[Any], name: str = RECORDS) -> None:
+        """Write a JSONL file of the artifact."""
+        write_atomically(self.folder / name, "".join(map(dump_line, records)).encode("ascii"))
+
+
+def _finished_shards(folder: Path) -> dict[int, Path]:
+    """Shards on disk by number; a damaged or half-named one is deleted and so redone."""
+    shards: dict[int, Path] = {}
+    for path in folder.glob("*.jsonl"):
+        number, sha256, _ = path.name.split(".")
+        if file_sha256(path) == sha256:
+            shards[int(number)] = path
+        else:
+            path.unlink()
+    return shards
+
+
+def in_shards(
+    work: Work,
+    items: Sequence[I],
+    *,
+    kind: type[R],
+    shard_size: int,
+    make: Callable[[Sequence[I], Callable[[int], None]], list[R]],
+    unit: str,
+    units_per_item: int = 1,
+) -> list[R]:
+    """Map items to records shard by shard; finished shards survive a kill and are read back.
+
+    Args:
+        work: The stage's folder.
+        items: All the rows, in order; the list must be a pure function of the digest.
+        kind: The record type, one record per item.
+        shard_size: Rows per shard and so per batch.
+        make: Computes the records of one shard; may call its second argument with a number of
+            units as it goes, what is left of the shard's units is counted after it.
+        unit: What the progress bar counts, plural.
+        units_per_item: Units per row.
+    """
+    folder = work.scratch / "shards"
+    folder.mkdir(exist_ok=True)
+    finished = _finished_shards(folder)
+    chunks = [items[start : start + shard_size] for start in range(0, len(items), shard_size)]
+    reused = sum(len(chunk) for number, chunk in enumerate(chunks) if number in finished)
+    records: list[R] = []
+    with bar(
+        len(items) * units_per_item,
+        name=work.artifact.stage,
+        unit=unit,
+        initial=reused * units_per_item,
+    ) as progress:
+        for number, chunk in enumerate(chunks):
+            if path := finished.get(number):
+                records += parse_lines(kind, path.read_text("ascii"), str(path))
+                continue
+            counted: list[int] = []
+
+            def advance(units: int, counted: list[int] = counted) -> None:
+                counted.append(units)
+                progress.update(units)
+
+            shard = make(chunk, advance)
+            assert len(shard) == len(chunk), f"{len(shard)} records for {len(chunk)} items"
+            data = "".join(map(dump_line, shard)).encode("ascii")
+            sha256 = hashlib.sha256(data).hexdigest()
+            write_atomically(folder / f"{number:05d}.{sha256}.jsonl", data)
+            fault(f"{work.artifact.stage}:shard")
+            progress.update(len(chunk) * units_per_item - sum(counted))
+            records += shard
+    return records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """All artifacts under one output folder."""
+
+    root: Path
+
+    def artifact(self, stage: str, key: dict[str, Any]) -> Artifact:
+        """The address that a stage's key has."""
+        digest = digest_of({"stage": stage, **key})
+        return Artifact(stage=stage, digest=digest, folder=self.root / stage / digest)
+
+    @contextlib.contextmanager
+    def filling(self, artifact: Artifact) -> Iterator[Work]:
+        """Hold an artifact's lock while its folder is being filled.
+
+        Another process that fills the same artifact is waited for; what it made is then reused.
+
+        Raises:
+            UserError: when the folder cannot be made or written.
+        """
+        try:
+            artifact.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Cannot make {artifact.folder}: {error.strerror}. Choose another folder with "
+                "output_dir=..."
+            ) from error
+        lock = FileLock(artifact.folder.with_suffix(".lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.warning("%s: another process is computing it; waiting", artifact.short)
+            lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to {artifact.folder.parent}: {error.strerror}. Choose another "
+                "folder with output_dir=..."
+            ) from error
+        try:
+            yield Work(artifact=artifact)
+        finally:
+            lock.release()
+
+    def commit(self, work: Work, manifest: dict[str, Any]) -> None:
+        """Make an artifact complete: hash its files, write the manifest last, drop the scratch."""
+        folder = work.folder
+        for orphan in folder.rglob(".*.tmp"):
+            orphan.unlink()
+        files = {
+            str(path.relative_to(folder)): {
+                "sha256": file_sha256(path),
+                "bytes": path.stat().st_size,
+            }
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder).parts[0] != "work"
+        }
+        for name in files:
+            with (folder / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        fault(f"{work.artifact.stage}:commit")
+        document = {"stage": work.artifact.stage, "digest": work.artifact.digest, **manifest}
+        document |= {"files": files}
+        text = json.dumps(document, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
+        write_atomically(folder / MANIFEST, text.encode("ascii"))
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        fault(f"{work.artifact.stage}:done")

@@ -1,0 +1,180 @@
+"""The only door to the world: store, tracker, progress, models, constitution and seed of a run.
+
+`RunContext.run` is where a stage becomes an artifact: it computes the stage's digest, reuses what
+is there, or holds the lock, fills the folder and commits it; in a plan it only looks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cai.artifacts import Artifact, Store, Work, write_atomically
+from cai.config import HardwareConfig
+from cai.constitution import Constitution
+from cai.faults import fault
+from cai.models import Models, dtype_of
+from cai.tracking import Tracker
+
+LIBRARIES = ("cai", "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf")
+
+
+class StageStatus(StrEnum):
+    """What happened to a stage in this run."""
+
+    computed = "computed"
+    continued = "continued"
+    """Computed, from rows or steps that an interrupted run had left."""
+    reused = "reused"
+    planned = "planned"
+    """A plan: it would be computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One resumable, content-addressed step."""
+
+    name: str
+    version: int
+    """Raised when the stage's code changes what it makes."""
+    config: Any
+    """Its own config section, a dataclass or a JSON value."""
+    inputs: dict[str, Artifact]
+    identity: dict[str, Any]
+    """What else decides the result: models' and documents' hashes."""
+    expect: dict[str, int]
+    """How much there is to do, for a plan, e.g. {"prompts": 48}."""
+    run: Callable[[Work], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """One line of the run's table."""
+
+    name: str
+    artifact: Artifact
+    status: StageStatus
+    seconds: float
+    counts: dict[str, int]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide a result."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+@dataclass(slots=True, kw_only=True)
+class RunContext:
+    """What stages and phases may touch."""
+
+    run_dir: Path
+    store: Store
+    tracker: Tracker
+    constitution: Constitution
+    models: Models
+    hardware: HardwareConfig
+    seed: int
+    plan: bool
+    results: list[StageResult] = field(default_factory=list)
+
+    def run(self, stage: Stage) -> Artifact:
+        """The stage's artifact: found, computed, or in a plan only named."""
+        config = stage.config
+        section = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+        key = {
+            "version": stage.version,
+            "config": section,
+            "inputs": {name: artifact.digest for name, artifact in stage.inputs.items()},
+            "identity": stage.identity,
+            "seed": self.seed,
+        }
+        artifact = self.store.artifact(stage.name, key)
+        if artifact.complete:
+            counts = artifact.manifest()["counts"]
+            self._note(stage, artifact, StageStatus.reused, 0.0, counts)
+        elif self.plan:
+            self._note(stage, artifact, StageStatus.planned, 0.0, stage.expect)
+        else:
+            self._fill(stage, artifact, key)
+        return artifact
+
+    def _fill(self, stage: Stage, artifact: Artifact, key: dict[str, Any]) -> None:
+        with self.store.filling(artifact) as work:
+            if artifact.complete:
+                counts = artifact.manifest()["counts"]
+                self._note(stage, artifact, StageStatus.reused, 0.0, counts)
+                return
+            continued = (artifact.folder / "work").is_dir()
+            fault(f"{stage.name}:start")
+            started = time.monotonic()
+            stage.run(work)
+            seconds = time.monotonic() - started
+            manifest = {
+                "key": key,
+                "expected": stage.expect,
+                "counts": work.counts or stage.expect,
+                "seconds": round(seconds, 3),
+                "precision": str(dtype_of(self.hardware)).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+            }
+            self.store.commit(work, manifest)
+        status = StageStatus.continued if continued else StageStatus.computed
+        self._note(stage, artifact, status, seconds, manifest["counts"])
+
+    def _note(
+        self,
+        stage: Stage,
+        artifact: Artifact,
+        status: StageStatus,
+        seconds: float,
+        counts: dict[str, int],
+    ) -> None:
+        self.results.append(
+            StageResult(
+                name=stage.name, artifact=artifact, status=status, seconds=seconds, counts=counts
+            )
+        )
+
+
+@dataclass(slots=True)
+class Curve:
+    """A training stage's metrics by step; survives a kill and is stored with the artifact."""
+
+    work: Work
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        path = self.work.scratch / "curve.jsonl"
+        if path.is_file():
+            for step, metrics in _whole_lines(path):
+                self.rows[step] = metrics
+            lines = (json.dumps([step, metrics]) + "\n" for step, metrics in self.rows.items())
+            write_atomically(path, "".join(lines).encode("ascii"))
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Take one step's metrics; steps after it, from before a kill, are dropped."""
+        self.rows = {k: v for k, v in self.rows.items() if k < step} | {step: metrics}
+        with (self.work.scratch / "curve.jsonl").open("a", encoding="ascii") as stream:
+            stream.write(json.dumps([step, metrics]) + "\n")
+
+    def save(self) -> None:
+        """Write the curve into the artifact."""
+        self.work.write_json("curve.json", [{"step": s, **m} for s, m in sorted(self.rows.items())])
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Rows of a file whose last line may have been cut by a kill."""
+    *lines, _cut = path.read_text("ascii").split("\n")
+    for line in lines:
+        step, metrics = json.loads(line)
+        yield step, metrics

@@ -1,0 +1,33 @@
+"""Ways a run ends early that the user should read as a sentence, without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user can put right; the message says what, why and what to type."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """The settings are wrong; nothing has run."""
+
+    exit_code = 2
+
+
+class LockHeld(UserError):  # noqa: N818 - a state of the world, not a mistake
+    """Another process is making the same artifact."""
+
+    exit_code = 75
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop.
+
+    It is no `Exception`, so neither Hydra nor a library that retries takes it for a failed job and
+    goes on; unlike `KeyboardInterrupt`, Lightning does not turn it into `SystemExit`.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"signal {signum}")
+        self.signum = signum

@@ -1,0 +1,158 @@
+"""Heads on the trunk's last hidden states: log-probabilities of tokens, scores and values.
+
+The language-model head is frozen, shared by all adapters, and applied to response positions only;
+its log-softmax is float32. A score head is one float32 linear layer.
+
+Shapes: N positions, V vocabulary, H hidden size.
+"""
+
+# ruff: noqa: N803, N806, N815 -- names end in their shape
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cai.seeds import derive_seed
+
+LOGITS_AT_ONCE = 2**24
+"""Elements of one chunk of float32 logits: 64 MB."""
+
+
+def seeded_generator(seed: int, *names: str | int) -> torch.Generator:
+    """A random stream, always drawn on the CPU, that is a pure function of what it is for."""
+    return torch.Generator().manual_seed(derive_seed(seed, *names))
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """Log-probability and entropy through a frozen head, a few rows of logits at a time.
+
+    A token's log-probability is one number, so its gradient with respect to the hidden state,
+    `(W[target] - softmax(W h / T) W) / T`, is computed along with it and only scaled on the way
+    back: no logits are kept and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+        entropy_N = torch.empty_like(logprobs_N)
+        slope_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        chunk = max(1, LOGITS_AT_ONCE // len(weight_VH))
+        for start in range(0, len(hidden_NH), chunk):
+            part = slice(start, start + chunk)
+            logits = F.linear(hidden_NH[part], weight_VH, bias_V).float()
+            if temperature != 1.0:
+                logits /= temperature
+            logp = F.log_softmax(logits, dim=-1)
+            target = target_N[part, None]
+            logprobs_N[part] = logp.gather(1, target)[:, 0]
+            prob = torch.exp(logp, out=logits)
+            entropy_N[part] = -torch.linalg.vecdot(prob, logp)
+            if slope_NH is not None:
+                prob.neg_().scatter_add_(1, target, torch.ones_like(prob[:, :1]))
+                slope_NH[part] = (prob.to(weight_VH.dtype) @ weight_VH) / temperature
+        if slope_NH is not None:
+            ctx.save_for_backward(slope_NH)
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad_N: Tensor, _: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        (slope_NH,) = ctx.saved_tensors
+        return (grad_N[:, None] * slope_NH).to(slope_NH.dtype), None, None, None, None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """What a policy says about given tokens."""
+
+    logprob_N: Tensor
+    """Nats, float32, with gradient to the hidden states."""
+    entropy_N: Tensor
+    """Of the whole next-token distribution, nats; no gradient."""
+
+
+def token_logprobs(
+    model: PeftModel, hidden_NH: Tensor, target_N: Tensor, *, temperature: float
+) -> TokenLogprobs:
+    """Log-probabilities of tokens from the hidden states before them.
+
+    `log_softmax(W h / temperature)[target]`, in float32. Memory is bounded by `LOGITS_AT_ONCE`,
+    not by the number of tokens.
+
+    Args:
+        model: Gives the head; no adapter is involved.
+        hidden_NH: States from which the tokens are predicted (see `TokenBatch.states`).
+        target_N: Token ids.
+        temperature: The sampling temperature, above 0.
+    """
+    head = model.get_base_model().get_output_embeddings()
+    if head.weight.requires_grad:
+        raise AssertionError("the language-model head must be frozen")
+    logprob_N, entropy_N = _ChunkedLogprobs.apply(
+        hidden_NH.to(head.weight.dtype), head.weight, head.bias, target_N, temperature
+    )
+    return TokenLogprobs(logprob_N=logprob_N, entropy_N=entropy_N)
+
+
+class ScoreHead(nn.Module):
+    """One number per hidden state: a preference model's score or a state's value.
+
+    `(w h + b - mean) / std`, with mean 0 and std 1 until calibrated. Initialised with normal(0,
+    1 / sqrt(H + 1)) and zero bias (N+ detail 11, arXiv:2403.17031).
+
+    Args:
+        hidden_size: H.
+        seed: The initial weights are a pure function of it.
+    """
+
+    def __init__(self, hidden_size: int, *, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.linear = nn.Linear(hidden_size, 1)
+        std = 1.0 / math.sqrt(hidden_size + 1)
+        nn.init.normal_(self.linear.weight, std=std, generator=seeded_generator(seed, "score_head"))
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(self, hidden_NH: Tensor) -> Tensor:
+        """Scores (N,), float32."""
+        return (self.linear(hidden_NH.float())[:, 0] - self.mean) / self.std
+
+    @torch.no_grad()
+    def calibrate(self, scores: list[float]) -> None:
+        """Give these scores, made with this head, mean 0 and standard deviation 1.
+
+        Without variation only the mean is moved.
+        """
+        values = torch.tensor(scores, dtype=torch.float64)
+        std = float(values.std(correction=0))
+        scale = std if std > 1e-6 else 1.0
+        self.mean += self.std * float(values.mean())
+        self.std *= scale
+
+    @torch.no_grad()
+    def as_value_head(self) -> ScoreHead:
+        """A trainable head that starts with the same function, the calibration folded in."""
+        value_head = copy.deepcopy(self)
+        value_head.linear.weight /= self.std
+        value_head.linear.bias.sub_(self.mean).div_(self.std)
+        value_head.mean.zero_()
+        value_head.std.fill_(1.0)
+        return value_head.requires_grad_(True)

@@ -1,0 +1,245 @@
+"""Base models: where they come from, what identifies them, how they are loaded.
+
+A base is loaded once per process and never changed; policies and preference models are LoRA
+adapters on it (`adapters.py`). Only safetensors and JSON are read; `trust_remote_code` does not
+exist here. A base's identity is the sha256 of its weights, known without loading it, so a plan can
+tell what would be reused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from cai import embedded
+from cai.artifacts import Artifact, digest_of, file_sha256, write_atomically
+from cai.config import HardwareConfig, ModelConfig, ModelSource, Precision
+from cai.errors import UserError
+from cai.generation import Generator
+from cai.paths import cache_dir
+from cai.tokens import ChatEncoder
+from cai.types import Message
+
+log = logging.getLogger(__name__)
+
+POLICY = "policy"
+REFERENCE = "reference"
+PREFERENCE = "preference"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A loaded base with its tokenizer and identity."""
+
+    model: PreTrainedModel
+    encoder: ChatEncoder
+    config: ModelConfig
+    base_id: str
+    """Public name, never a path of this machine for the embedded and hub models."""
+    sha256: str
+
+    @property
+    def eos_id(self) -> int:
+        """Ends a response."""
+        return self.encoder.eos_id
+
+    def generator(self, model: PreTrainedModel | None = None) -> Generator:
+        """A sampler for this base or for a merged copy of it."""
+        return Generator(
+            model if model is not None else self.model,
+            eos_id=self.eos_id,
+            max_context=self.config.max_context,
+        )
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation with this model's own system turn, open for a response."""
+        return self.encoder.conversation(messages, system=self.config.system_prompt)
+
+
+def device_of(hardware: HardwareConfig) -> torch.device:
+    """The device that a run computes on.
+
+    Raises:
+        UserError: when a GPU is asked for and there is none.
+    """
+    if hardware.accelerator == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if hardware.accelerator == "auto":
+        return torch.device("cpu")
+    raise UserError(
+        f"hardware.accelerator={hardware.accelerator}: this machine has no such device. "
+        "Type: hardware=cpu"
+    )
+
+
+def dtype_of(hardware: HardwareConfig) -> torch.dtype:
+    """Number format of the frozen base; `auto` asks the device what it computes natively."""
+    match hardware.precision:
+        case Precision.fp32:
+            return torch.float32
+        case Precision.bf16:
+            return torch.bfloat16
+        case Precision.auto:
+            native = device_of(hardware).type == "cuda" or (
+                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            )
+            return torch.bfloat16 if native else torch.float32
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Identity of a local model: its weights, config and tokenizer; remembered by size and time."""
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".safetensors", ".json", ".jinja") and path.is_file()
+    )
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"{folder} has no .safetensors file; other formats are not loaded")
+    memory = cache_dir() / "hashes.json"
+    try:
+        known: dict[str, str] = json.loads(memory.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = {}
+    hashes = {}
+    for path in files:
+        stat = path.stat()
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        hashes[path.name] = known[key] = known.get(key) or file_sha256(path)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(memory, json.dumps(known).encode("utf-8"))
+    return digest_of(hashes)
+
+
+def _hub_folder(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                str(config.path),
+                revision=config.revision,
+                allow_patterns=["*.safetensors", "*.json", "*.jinja"],
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"model {config.name}: {config.path} could not be had from the Hugging Face hub "
+            f"({type(error).__name__}). Without network, download it elsewhere and type: "
+            "model=local model.path=<folder>"
+        ) from error
+
+
+def folder_of(config: ModelConfig) -> Path:
+    """The folder a model is loaded from.
+
+    Raises:
+        UserError: when it is not there, damaged or of another format.
+    """
+    match config.source:
+        case ModelSource.embedded:
+            return embedded.verify()
+        case ModelSource.hub:
+            return _hub_folder(config)
+        case ModelSource.path:
+            folder = Path(str(config.path)).expanduser()
+            if not (folder / "config.json").is_file():
+                raise UserError(
+                    f"model.path={config.path}: no model there (config.json is missing)"
+                )
+            return folder
+
+
+def identity(config: ModelConfig) -> str:
+    """Sha256 that stands for a model's weights and tokenizer."""
+    if config.source is ModelSource.embedded:
+        return embedded.GGUF_SHA256
+    return _folder_sha256(folder_of(config))
+
+
+def role_key(config: ModelConfig) -> dict[str, str | int | None]:
+    """What of a model's configuration decides what it says, for a stage's digest."""
+    return {
+        "sha256": identity(config),
+        "max_context": config.max_context,
+        "system_prompt": config.system_prompt,
+    }
+
+
+def load(config: ModelConfig, hardware: HardwareConfig) -> BaseModel:
+    """Load a base, frozen and in evaluation mode.
+
+    Raises:
+        UserError: when it cannot be loaded.
+    """
+    folder = folder_of(config)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model {config.name}: the tokenizer has no "
+            f"{'chat template' if tokenizer.chat_template is None else 'end-of-sequence token'}; "
+            "an instruction-tuned model is needed"
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype_of(hardware), local_files_only=True, use_safetensors=True
+    )
+    model.requires_grad_(False)
+    window = model.config.get_text_config().max_position_embeddings
+    if config.max_context > window:
+        raise UserError(
+            f"model.max_context={config.max_context}: {config.name} reads at most {window} tokens"
+        )
+    base_id = embedded.MODEL_ID if config.source is ModelSource.embedded else str(config.path)
+    return BaseModel(
+        model=model.eval().to(device_of(hardware)),
+        encoder=ChatEncoder(tokenizer),
+        config=config,
+        base_id=base_id,
+        sha256=identity(config),
+    )
+
+
+class Models:
+    """The bases of one run; roles with the same weights share one copy in memory."""
+
+    def __init__(self, hardware: HardwareConfig) -> None:
+        self.hardware = hardware
+        self._loaded: dict[str, BaseModel] = {}
+
+    def base(self, config: ModelConfig) -> BaseModel:
+        """The base of one role, loaded at first use."""
+        sha256 = identity(config)
+        if sha256 not in self._loaded:
+            self._loaded[sha256] = load(config, self.hardware)
+        shared = self._loaded[sha256]
+        return BaseModel(
+            model=shared.model,
+            encoder=shared.encoder,
+            config=config,
+            base_id=shared.base_id,
+            sha256=sha256,
+        )
+
+    def policy(self, config: ModelConfig, adapter: Artifact | None) -> Generator:
+        """A sampler for the base, or for a merged copy of it and an adapter."""
+        base = self.base(config)
+        if adapter is None:
+            return base.generator()
+        from cai import adapters
+
+        tuned = adapters.load(
+            base.model, adapter.verified_folder(), adapter=POLICY, base_sha256=base.sha256
+        )
+        merged = adapters.merged_copy(tuned, adapter=POLICY)
+        tuned.unload()
+        return base.generator(merged)

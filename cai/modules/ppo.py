@@ -1,0 +1,321 @@
+"""PPO against the preference model with a KL penalty (Bai et al. 2022, sec. 4.1; 2022a, app. B).
+
+The module gets finished rollouts (`rollout.py`) and makes `ppo_epochs` passes of `num_minibatches`
+optimizer steps over them. Defaults follow the paper: clip 0.2, discount 1, KL in the reward, no
+entropy bonus, constant learning rate after warm-up. The details that experts check (`peers.md` 4b):
+
+ 1. Settings: all in `conf/`; AdamW with epsilon 1e-5, lambda 0.95, value coefficient 0.1.
+ 2. Temperature divides the logits of sampler, old, new and reference alike; no top-k or top-p.
+ 3. Sampling stops at the end-of-sequence token, which is in the policy and the value loss.
+ 4. Reward: KL at every token, score at the last one (end of sequence, or where it was cut).
+ 5. KL estimator k1, k2 or k3 for the penalty, in the reward only; k3's log-ratio is bounded. A KL
+    term in the loss is refused: k1 has no gradient there in expectation.
+ 6. KL coefficient fixed or adaptive (Ziegler et al. 2019); KL per response and per token logged.
+ 7. `policy/approxkl_avg` is old against new, `objective/kl` is policy against reference; there is
+    no early stop on the former: with K passes fixed, two runs do the same amount of work.
+ 8. Advantages whitened over valid tokens of the whole round, rewards optionally (no shift), both
+    with the population's deviation.
+ 9. GAE over response tokens, value 0 after the end; a cut response counts as ended and pays
+    `missing_eos_penalty`. Bootstrapping at the cut is refused: the penalty is the paper trail.
+10. Returns from unwhitened advantages; values belong to the state before the token; clipped
+    value loss, the larger of both, halved.
+11. Value head starts from the preference head (`ScoreHead.as_value_head`), own learning rate.
+12. Preference model scores at the end-of-sequence token, calibrated on SL-CAI samples.
+13. Scores are not clipped: calibration bounds their scale. The raw score is logged.
+14. Mean over tokens of the clipped surrogate; no dual clip.
+15. Losses are divided by the tokens of the minibatch, whatever the micro-batches.
+16. No dropout; old log-probabilities by the training engine in the first pass's own micro-batches;
+    log-softmax, values and losses in float32.
+17. The first minibatch of every round must have ratio 1 (`_check_ratio`); the gap between sampler
+    and trainer is logged.
+18. AdamW epsilon 1e-5, gradient norm clipped and checked; annealing to 0 is refused (the paper's
+    schedule is constant).
+19. Prompts are padded on the right here, positions counted from the mask.
+20. Random partition per pass from (seed, round, pass); nothing is dropped.
+21. Metrics go through the masks of the loss, under their usual names.
+22. Score against KL is in every line of metrics; a gold preference model is the evaluation's.
+23. Policy = reference at the start: KL must be 0 in the first round (`_check_start`).
+24. No pretraining mix and no ensemble.
+25. Sampled at the configured temperature; a short round is used as it is, never an old one.
+
+Shapes: B sequences, T response tokens, N response tokens of a micro-batch.
+"""
+
+# ruff: noqa: N803, N806, N815 -- names end in their shape
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from peft import PeftModel
+from torch import Tensor
+
+from cai import losses
+from cai.adapters import base_dtype, same_adapter
+from cai.config import KLControl, PPOConfig
+from cai.errors import UserError
+from cai.heads import ScoreHead
+from cai.losses import masked_mean
+from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+from cai.rollout import RolloutBatch, plan_minibatches, take, view_tokens
+
+RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest mean |ratio - 1| on a round's first minibatch."""
+KL_TOLERANCE = 1e-3
+"""Largest mean |log-ratio| to the reference when the policy still equals it, nats."""
+
+
+class SelfCheckError(UserError):
+    """PPO's own invariants do not hold; nothing was learned from this round."""
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Sums over the tokens of all updates of a round."""
+
+    num_tokens: int = 0
+    num_updates: int = 0
+    policy_loss: Tensor | float = 0.0
+    value_loss: Tensor | float = 0.0
+    grad_norm: float = 0.0
+    approx_kl: Tensor | float = 0.0
+    clipped: Tensor | float = 0.0
+    ratios: list[Tensor] = field(default_factory=list)
+
+
+class PPOModule(LightningModule):
+    """One policy adapter and one value head, updated from rollouts.
+
+    Args:
+        model: Base with adapters; `policy_adapter` is active and the only trainable one.
+        value_head: Trained along with the policy.
+        policy_adapter: The adapter that learns.
+        reference_adapter: Only compared with the policy before the first round.
+        config: Everything about PPO.
+        micro_batch_size: Sequences per forward and backward pass.
+        seed: Of the minibatches.
+        stage: For messages and fault points.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        *,
+        value_head: ScoreHead,
+        policy_adapter: str,
+        reference_adapter: str,
+        config: PPOConfig,
+        micro_batch_size: int,
+        seed: int,
+        stage: str,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.model = model
+        self.value_head = value_head
+        self.policy_adapter = policy_adapter
+        self.config = config
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.stage = stage
+        self.starts_at_reference = same_adapter(model, policy_adapter, reference_adapter)
+        self.iteration = 0
+        """Rounds learned from."""
+        self.kl_coef = config.kl_coef
+        """Of the next round; moves under adaptive control."""
+
+    def configure_optimizers(self) -> torch.optim.AdamW:
+        """One AdamW; the value head has a learning rate of its own."""
+        return adamw(
+            self.model.parameters(),
+            config=self.config.optimizer,
+            eps=1e-5,
+            others=self.value_head.parameters(),
+            others_learning_rate=self.config.value_learning_rate,
+        )
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Any]:
+        """All updates of one round."""
+        if not batch.iteration == batch_idx == self.iteration:
+            raise AssertionError(
+                f"rollouts of round {batch.iteration} at step {batch_idx} for a policy of round "
+                f"{self.iteration}"
+            )
+        self._check_start(batch)
+        totals = _Totals()
+        for epoch in range(self.config.ppo_epochs):
+            plan = plan_minibatches(
+                [p + r for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)],
+                num_minibatches=self.config.num_minibatches,
+                micro_batch_size=self.micro_batch_size,
+                seed=self.seed,
+                iteration=batch.iteration,
+                epoch=epoch,
+            )
+            for number, micro_batches in enumerate(plan):
+                done = epoch * self.config.num_minibatches + number
+                self._update(batch, micro_batches, totals, done)
+        metrics = round_metrics(batch) | self._update_metrics(totals)
+        self._control_kl(metrics["objective/kl"], len(batch))
+        self.iteration += 1
+        return {"metrics": metrics}
+
+    def _update(
+        self, batch: RolloutBatch, micro_batches: list[list[int]], totals: _Totals, done: int
+    ) -> None:
+        """One optimizer step on one minibatch."""
+        num_tokens = sum(batch.response_lengths[row] for rows in micro_batches for row in rows)
+        if num_tokens == 0:
+            return
+        policy_loss = torch.zeros((), device=self.device)
+        value_loss = torch.zeros((), device=self.device)
+        ratios = []
+        for rows in micro_batches:
+            tokens = batch.tokens(rows)
+            view = view_tokens(
+                self.model,
+                tokens,
+                adapter=self.policy_adapter,
+                temperature=self.config.temperature,
+                value_head=self.value_head,
+            )
+            policy = losses.policy_loss(
+                view.logprobs_N,
+                take(batch.old_logprobs_BT, rows, tokens),
+                take(batch.advantages_BT, rows, tokens),
+                clip_ratio=self.config.clip_ratio,
+                num_tokens=num_tokens,
+            )
+            value = losses.value_loss(
+                view.values_N,
+                take(batch.values_BT, rows, tokens),
+                take(batch.returns_BT, rows, tokens),
+                value_clip=self.config.value_clip,
+                num_tokens=num_tokens,
+            )
+            self.manual_backward(policy.loss + self.config.value_coef * value)
+            policy_loss += policy.loss.detach()
+            value_loss += value.detach()
+            ratios.append(policy.ratio_N)
+            totals.approx_kl += policy.approx_kl_N.sum()
+            totals.clipped += policy.clipped_N.sum()
+        if done == 0:
+            self._check_ratio(torch.cat(ratios), batch.iteration)
+        steps = self.config.ppo_epochs * self.config.num_minibatches
+        totals.grad_norm += apply_update(
+            self.optimizers(),
+            policy_loss + self.config.value_coef * value_loss,
+            config=self.config.optimizer,
+            stage=self.stage,
+            step=batch.iteration * steps + done + 1,
+            total_steps=self.config.num_iterations * steps,
+        )
+        totals.policy_loss += policy_loss
+        totals.value_loss += value_loss
+        totals.num_tokens += num_tokens
+        totals.num_updates += 1
+        totals.ratios.extend(ratios)
+
+    def _check_start(self, batch: RolloutBatch) -> None:
+        """Before the first update the policy is the reference, so that KL is exactly 0."""
+        if batch.iteration != 0 or not self.starts_at_reference:
+            return
+        gap_BT = (batch.old_logprobs_BT - batch.reference_logprobs_BT).abs()
+        gap = float(masked_mean(gap_BT, batch.response_mask_BT))
+        if not gap <= KL_TOLERANCE:
+            raise SelfCheckError(
+                f"{self.stage}: the policy is a copy of the reference, yet their log-probabilities "
+                f"differ by {gap:.3g} nats per token. Policy and reference are not computed in the "
+                "same way (another adapter, dropout, or another number format); a run from here "
+                "would be penalised for nothing."
+            )
+
+    def _check_ratio(self, ratio_N: Tensor, iteration: int) -> None:
+        """Before a round's first update the policy is the one that made the rollouts."""
+        gap = float((ratio_N - 1.0).abs().mean())
+        tolerance = RATIO_TOLERANCE[base_dtype(self.model)]
+        if not gap <= tolerance:
+            raise SelfCheckError(
+                f"{self.stage}, round {iteration + 1}: before any update the probability ratio is "
+                f"off 1 by {gap:.3g} on average (at most {tolerance:g} is allowed). The rollouts "
+                "were measured with other weights, another temperature or another batch than the "
+                "update uses; nothing was learned from them."
+            )
+
+    def _control_kl(self, kl: float, num_responses: int) -> None:
+        if self.config.kl_control is KLControl.adaptive:
+            self.kl_coef = losses.adaptive_kl_coef(
+                self.kl_coef,
+                kl=kl,
+                target=self.config.kl_target,
+                num_responses=num_responses,
+                horizon=self.config.kl_horizon,
+            )
+
+    def _update_metrics(self, totals: _Totals) -> dict[str, float]:
+        """Means over updates for losses, over tokens for ratios; empty without a token."""
+        if totals.num_updates == 0:
+            return {"policy/num_updates": 0.0}
+        ratio_N = torch.cat(totals.ratios)
+        return {
+            "policy/num_updates": float(totals.num_updates),
+            "policy/approxkl_avg": float(totals.approx_kl) / totals.num_tokens,
+            "policy/clipfrac_avg": float(totals.clipped) / totals.num_tokens,
+            "policy/grad_norm": totals.grad_norm / totals.num_updates,
+            "policy/learning_rate": self.optimizers().param_groups[0]["lr"],
+            "loss/policy_avg": float(totals.policy_loss) / totals.num_updates,
+            "loss/value_avg": float(totals.value_loss) / totals.num_updates,
+            "val/ratio": float(ratio_N.mean()),
+            "val/ratio_var": float(ratio_N.var(correction=0)),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and the controller."""
+        checkpoint["state_dict"] = trained_state(self)
+        checkpoint["ppo"] = {"iteration": self.iteration, "kl_coef": self.kl_coef}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another training's checkpoint; restore the controller."""
+        check_trained_state(self, checkpoint["state_dict"])
+        self.iteration = checkpoint["ppo"]["iteration"]
+        self.kl_coef = checkpoint["ppo"]["kl_coef"]
+
+
+def round_metrics(batch: RolloutBatch) -> dict[str, float]:
+    """What the rollouts of a round say, before anything is learned from them.
+
+    KL is the unbiased estimate (k1), summed over a response's tokens and averaged over responses,
+    in nats; `non_score_reward` is the penalty that was actually applied. Scores are means over
+    responses that have tokens.
+    """
+    mask_BT = batch.response_mask_BT
+    kl_BT = (batch.old_logprobs_BT - batch.reference_logprobs_BT).masked_fill(~mask_BT, 0.0)
+    penalty_B = (-batch.kl_coef * batch.kl_BT).masked_fill(~mask_BT, 0.0).sum(1)
+    answered_B = mask_BT.any(1)
+    lengths_B = mask_BT.sum(1)
+    metrics = {
+        "objective/kl": kl_BT.sum(1).mean(),
+        "objective/kl_per_token": masked_mean(kl_BT, mask_BT),
+        "objective/entropy": masked_mean(batch.entropy_BT, mask_BT),
+        "objective/scores": masked_mean(batch.scores_B, answered_B),
+        "objective/scores_std": losses.masked_var(batch.scores_B, answered_B).sqrt(),
+        "objective/rlhf_reward": batch.rewards_BT.sum(1).mean(),
+        "objective/non_score_reward": penalty_B.mean(),
+        "val/explained_variance": losses.explained_variance(
+            batch.values_BT, batch.returns_BT, mask_BT
+        ),
+        "val/num_eos_tokens": batch.finished_B.sum(),
+        "val/eos_rate": batch.finished_B.float().mean(),
+        "val/response_length": lengths_B.float().mean(),
+        "val/num_empty_responses": (lengths_B == 0).sum(),
+    }
+    known_B = batch.sampler_logprobs_B.isfinite() & answered_B
+    if known_B.any():
+        # How far the sampler's law is from the law that is trained, per token.
+        gap_B = (batch.old_logprobs_BT.sum(1) - batch.sampler_logprobs_B).abs() / lengths_B
+        metrics["val/sampler_gap"] = masked_mean(gap_B, known_B)
+    return {"objective/kl_coef": batch.kl_coef} | {n: float(v) for n, v in metrics.items()}

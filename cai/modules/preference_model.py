@@ -1,0 +1,120 @@
+"""Preference model: an adapter and a score head learn soft labels (Bai et al. 2022, sec. 4.1).
+
+The score is read at the last token of a response, its end-of-sequence token. Both sides of a pair
+are in one batch. The loss is the cross-entropy against the probability that the feedback model
+gave, weighted per pair (human comparisons can weigh more or less than AI comparisons) and
+normalised over the whole optimizer step. Departure from Bai et al. 2022a, app. A: no
+preference-model pretraining, and an adapter instead of all weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from peft import PeftModel
+
+from cai.adapters import forward_hidden
+from cai.batches import PairBatch
+from cai.config import PreferenceModelConfig
+from cai.heads import ScoreHead
+from cai.losses import preference_loss
+from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+
+
+class PreferenceModule(LightningModule):
+    """One adapter, one score head, one loss.
+
+    Args:
+        model: Base with adapters; `adapter` is active and the only trainable one.
+        head: The score head, not calibrated yet.
+        adapter: The adapter that learns.
+        config: Optimizer settings.
+        total_steps: Optimizer steps of the whole training.
+        stage: For messages and fault points.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        *,
+        head: ScoreHead,
+        adapter: str,
+        config: PreferenceModelConfig,
+        total_steps: int,
+        stage: str,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.model = model
+        self.head = head
+        self.adapter = adapter
+        self.config = config
+        self.total_steps = total_steps
+        self.stage = stage
+
+    def configure_optimizers(self) -> torch.optim.AdamW:
+        """AdamW with the usual epsilon."""
+        return adamw(self.parameters(), config=self.config.optimizer, eps=1e-8)
+
+    def training_step(self, batch: list[PairBatch], batch_idx: int) -> dict[str, Any]:
+        """One optimizer step on one batch, given in micro-batches."""
+        total_weight = sum(micro.total_weight for micro in batch)
+        if total_weight == 0:
+            # Adam's momentum would move the weights without a gradient.
+            return {"metrics": {"train/weight": 0.0}}
+        loss = torch.zeros((), device=self.device)
+        margins, labels = [], []
+        for micro in batch:
+            tokens = micro.tokens
+            hidden = forward_hidden(self.model, tokens.ids_BS, tokens.mask_BS, adapter=self.adapter)
+            scores_a, scores_b = self.head(tokens.last(hidden)).chunk(2)
+            part = preference_loss(
+                scores_a,
+                scores_b,
+                prob_a_P=micro.prob_a_P,
+                weight_P=micro.weight_P,
+                total_weight=total_weight,
+            )
+            self.manual_backward(part)
+            loss += part.detach()
+            margins.append((scores_a - scores_b).detach())
+            labels.append(micro.prob_a_P)
+        optimizer = self.optimizers()
+        grad_norm = apply_update(
+            optimizer,
+            loss,
+            config=self.config.optimizer,
+            stage=self.stage,
+            step=batch_idx + 1,
+            total_steps=self.total_steps,
+        )
+        metrics = {
+            "train/loss": float(loss),
+            "train/weight": total_weight,
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+        }
+        return {"metrics": metrics | _agreement(torch.cat(margins), torch.cat(labels))}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained."""
+        checkpoint["state_dict"] = trained_state(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another training's checkpoint."""
+        check_trained_state(self, checkpoint["state_dict"])
+
+
+def _agreement(margins: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """How far the preferred side is ahead, and how often; ties of the label are left out."""
+    sided = labels != 0.5
+    if not sided.any():
+        return {}
+    ahead = (margins * (labels - 0.5).sign())[sided]
+    return {
+        "train/margin": float(ahead.mean()),
+        "train/accuracy": float((ahead > 0).float().mean()),
+    }

@@ -1,0 +1,120 @@
+"""One optimizer step: AdamW, warm-up, clipping, and the checks that come before weights change.
+
+The learning rate is a pure function of the step (linear warm-up, then constant: the schedule of
+Bai et al. 2022a, app. A and B), so there is no scheduler state to lose. Nothing that is not finite
+reaches the weights: an infinite gradient passes `clip_grad_norm_` as NaN and AdamW writes it
+without an error, unless one asks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.nn import Parameter
+
+from cai.config import OptimizerConfig
+from cai.errors import UserError
+from cai.faults import fault
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or score is NaN or infinite; no weight was changed by it."""
+
+    def __init__(self, *, stage: str, step: int, what: str) -> None:
+        super().__init__(
+            f"{stage}, step {step}: {what} is not finite. The weights are still those of step "
+            f"{step - 1}. Try a lower learning rate (optimizer.learning_rate), a lower "
+            "optimizer.max_grad_norm, or hardware.precision=fp32; then run the same command again."
+        )
+
+
+def adamw(
+    parameters: Iterable[Parameter],
+    *,
+    config: OptimizerConfig,
+    eps: float,
+    others: Iterable[Parameter] = (),
+    others_learning_rate: float = 0.0,
+) -> torch.optim.AdamW:
+    """AdamW over the parameters that are trained.
+
+    Args:
+        parameters: Adapters and heads; frozen ones are left out.
+        config: Learning rate and weight decay.
+        eps: Added to the root of the second moment.
+        others: Parameters with a learning rate of their own, e.g. a value head.
+        others_learning_rate: Their learning rate.
+    """
+    rates = [(parameters, config.learning_rate), (others, others_learning_rate)]
+    groups = [
+        {"params": trained, "lr": rate, "initial_lr": rate}
+        for group, rate in rates
+        if (trained := [parameter for parameter in group if parameter.requires_grad])
+    ]
+    return torch.optim.AdamW(groups, eps=eps, weight_decay=config.weight_decay, fused=True)
+
+
+def warmup_factor(step: int, *, total_steps: int, warmup_frac: float) -> float:
+    """Share of the learning rate at a step, counted from 1: linear warm-up, then 1."""
+    return min(1.0, step / max(1, round(warmup_frac * total_steps)))
+
+
+def apply_update(
+    optimizer: LightningOptimizer,
+    loss: Tensor,
+    *,
+    config: OptimizerConfig,
+    stage: str,
+    step: int,
+    total_steps: int,
+) -> float:
+    """Change the weights by the gradients that are there; return the gradient's norm.
+
+    Args:
+        optimizer: From `LightningModule.optimizers()`.
+        loss: The loss of the whole optimizer step, detached.
+        config: Warm-up and clipping.
+        stage: For messages and fault points.
+        step: Optimizer step, counted from 1.
+        total_steps: Optimizer steps of the whole training.
+
+    Raises:
+        NonFiniteError: before any weight is changed.
+    """
+    if not math.isfinite(float(loss)):
+        raise NonFiniteError(stage=stage, step=step, what=f"the loss ({float(loss)})")
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    if not math.isfinite(float(norm)):
+        raise NonFiniteError(stage=stage, step=step, what="the gradient")
+    factor = warmup_factor(step, total_steps=total_steps, warmup_frac=config.warmup_frac)
+    for group in groups:
+        group["lr"] = group["initial_lr"] * factor
+    optimizer.step()
+    optimizer.zero_grad()
+    fault(f"{stage}:step")
+    return float(norm)
+
+
+def trained_state(module: LightningModule) -> dict[str, Tensor]:
+    """What training changes, by name: adapters and heads, never the base."""
+    return {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+
+
+def check_trained_state(module: LightningModule, state: dict[str, Tensor]) -> None:
+    """Refuse a checkpoint that holds other parameters than this module trains.
+
+    Raises:
+        UserError: naming one parameter that is missing or unknown.
+    """
+    if differing := sorted(trained_state(module).keys() ^ state.keys()):
+        raise UserError(
+            f"the checkpoint is of another training: {differing[0]} is on one side only. Delete "
+            "the stage's work folder to start it again."
+        )

@@ -1,0 +1,92 @@
+"""Phases 1 and 2: SL-CAI, then comparisons, preference model and PPO (sec. 4).
+
+Departures from the paper: both presentation orders of a comparison are averaged (switch
+`both_orders`), no human helpfulness comparisons are mixed in unless `data.human_comparisons` names
+some, and the preference model starts from the policy's base without preference pretraining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cai.artifacts import Artifact
+from cai.config import RLAIFConfig
+from cai.context import RunContext
+from cai.phases import sl_cai
+from cai.phases.sl_cai import Inputs
+from cai.stages import comparisons, evaluation, sampling, training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What both phases made and measured."""
+
+    trained: sl_cai.Trained
+    pairs: Artifact
+    feedback_check: Artifact
+    comparisons: Artifact
+    preference_model: Artifact
+    policy: Artifact
+    evaluation: evaluation.Evaluation
+
+
+def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
+    """Train the RL-CAI policy and measure it against the SL-CAI policy and the base."""
+    num_prompts = config.prompts.num_red_team
+    trained = sl_cai.train(config, inputs, context)
+    pairs = sampling.pairs(
+        context,
+        model=inputs.model,
+        config=config.pairs,
+        source=trained.prompts,
+        sl_policy=trained.sl_policy,
+        num=num_prompts,
+    )
+    checked = comparisons.feedback_check(
+        context,
+        model=config.feedback_model,
+        sampling=inputs.principles,
+        config=config.comparisons,
+    )
+    compared = comparisons.comparisons(
+        context,
+        model=config.feedback_model,
+        sampling=inputs.principles,
+        config=config.comparisons,
+        pairs=pairs,
+        num=num_prompts * config.pairs.pairs_per_prompt,
+    )
+    preference_model = training.preference_model(
+        context,
+        model=inputs.model,
+        config=config.preference_model,
+        comparisons=compared,
+        pairs=pairs,
+        human=inputs.data.human_comparisons,
+    )
+    policy = training.policy(
+        context,
+        model=inputs.model,
+        config=config.ppo,
+        prompts=trained.prompts,
+        sl_policy=trained.sl_policy,
+        preference_model=preference_model,
+    )
+    measured = evaluation.evaluate(
+        context,
+        model=inputs.model,
+        config=config.evaluation,
+        counts=config.prompts,
+        prompts=trained.prompts,
+        policies={"base": None, "sl_cai": trained.sl_policy, "rl_cai": policy},
+        preference_model=preference_model,
+    )
+    return Outputs(
+        trained=trained,
+        pairs=pairs,
+        feedback_check=checked,
+        comparisons=compared,
+        preference_model=preference_model,
+        policy=policy,
+        evaluation=measured,
+    )

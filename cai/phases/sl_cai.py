@@ -1,0 +1,100 @@
+"""Phase 1, SL-CAI: drafts, critiques and revisions, fine-tune, evaluation (sec. 3).
+
+Departures from the paper: the fine-tune starts from the model that drafted (the paper drafts with
+a helpful-only RLHF model and fine-tunes a pretrained one; name another `model` to do the same),
+sampling is at the configured temperature, and prompts and worked examples are this project's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cai.artifacts import Artifact
+from cai.config import DataConfig, ModelConfig, PrincipleSampling, SLCAIConfig
+from cai.context import RunContext
+from cai.stages import evaluation, revisions, sampling, training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a phase gets besides its own section."""
+
+    model: ModelConfig
+    """The policy's base."""
+    principles: PrincipleSampling
+    domain: str | None
+    data: DataConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The artifacts of phase 1, up to the fine-tuned policy."""
+
+    prompts: Artifact
+    drafts: Artifact
+    revisions: Artifact
+    helpfulness: Artifact
+    sl_policy: Artifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What phase 1 made and measured."""
+
+    trained: Trained
+    evaluation: evaluation.Evaluation
+
+
+def train(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Trained:
+    """Everything up to the SL-CAI policy; phase 2 begins with the same stages."""
+    num = config.prompts
+    prompts = sampling.prompts(
+        context, config=num, sources=inputs.data, domain=inputs.domain
+    )
+    drafts = sampling.drafts(
+        context, model=inputs.model, config=config.drafts, source=prompts, num=num.num_red_team
+    )
+    revised = revisions.revisions(
+        context,
+        model=config.critique_models["main"],
+        sampling=inputs.principles,
+        config=config.revisions,
+        drafts=drafts,
+        num=num.num_red_team,
+    )
+    helpfulness = sampling.helpfulness(
+        context,
+        model=inputs.model,
+        config=config.helpfulness,
+        source=prompts,
+        num=num.num_helpfulness,
+    )
+    sl_policy = training.sl_policy(
+        context,
+        model=inputs.model,
+        config=config.sl_policy,
+        revisions=revised,
+        helpfulness=helpfulness,
+    )
+    return Trained(
+        prompts=prompts,
+        drafts=drafts,
+        revisions=revised,
+        helpfulness=helpfulness,
+        sl_policy=sl_policy,
+    )
+
+
+def run(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Outputs:
+    """Train the SL-CAI policy and measure it against the base."""
+    trained = train(config, inputs, context)
+    measured = evaluation.evaluate(
+        context,
+        model=inputs.model,
+        config=config.evaluation,
+        counts=config.prompts,
+        prompts=trained.prompts,
+        policies={"base": None, "sl_cai": trained.sl_policy},
+        preference_model=None,
+    )
+    return Outputs(trained=trained, evaluation=measured)

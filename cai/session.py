@@ -1,0 +1,218 @@
+"""One run from typed settings to a run folder: set-up, phase, account of what happened.
+
+The run folder holds `config.yaml` (resolved), `manifest.json` (stage, digest, reused or computed,
+seconds, counts), `metrics.json` (flat), `metrics.jsonl` (by step), `report.html` and the log. What
+stages make is in the store, so a run that is interrupted loses nothing: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import logging
+import os
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+from cai import account, constitution, paths
+from cai.artifacts import Store, write_atomically
+from cai.config import Config, DataFormat, ModelSource, RLAIFConfig, SLCAIConfig
+from cai.context import RunContext, versions
+from cai.errors import UserError
+from cai.job import Job
+from cai.models import Models, dtype_of
+from cai.phases import rlaif, sl_cai
+from cai.plan import plan_text
+from cai.report import write_report
+from cai.summary import summarise
+from cai.tracking import MemoryTracker, RunTracker, Tracker, config_record, open_tracker
+
+log = logging.getLogger("cai")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def execute(config: Config, job: Job) -> float | None:
+    """Run a phase, or plan it; return what a sweeper may optimise.
+
+    Raises:
+        UserError: for everything that the user can put right.
+    """
+    _set_up(config)
+    if config.plan:
+        context = _context(config, job, tracker=MemoryTracker())
+        _run_phase(config, context)
+        print(plan_text(context))
+        return None
+    try:
+        return _execute(config, job)
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(
+                f"The disk is full ({error.filename or config.output_dir}). What was finished "
+                f"before is kept. Free some space and go on with: {job.command}"
+            ) from error
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "Out of memory. What was finished before is kept. Type a smaller "
+            "hardware.micro_batch_size=... and go on with: " + job.command
+        ) from error
+
+
+def _execute(config: Config, job: Job) -> float | None:
+    run_dir = Path(job.run_dir)
+    started = time.monotonic()
+    when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    _write(run_dir / "config.yaml", yaml.safe_dump(config_record(config), sort_keys=False))
+    tracker = open_tracker(
+        config.logger,
+        run_dir=run_dir,
+        output_dir=Path(config.output_dir),
+        group=job.sweep or job.choices.get("experiment") or f"{config.phase.name}-{config.constitution.name}",
+        job_type=config.phase.name,
+        tags=(config.constitution.name, config.model.name),
+        run_config={"cai": config_record(config)},
+    )
+    status = "failed"
+    context = None
+    try:
+        context = _context(config, job, tracker=tracker)
+        outputs = _run_phase(config, context)
+        seconds = time.monotonic() - started
+        told = account.tell(config, job, context, outputs, started=when, seconds=seconds)
+        _publish(told, run_dir, tracker)
+        status = "done"
+        print(summarise(told.story, report=run_dir / "report.html", wandb=tracker.notice()))
+        return told.objective
+    finally:
+        tracker.close(0 if status == "done" else 1)
+        if context is not None:
+            _write_manifest(context, job, run_dir, status=status, started=when)
+
+
+def _set_up(config: Config) -> None:
+    """Threads, determinism and quiet libraries."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not _needs_hub(config):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if config.hardware.num_threads is not None:
+        torch.set_num_threads(config.hardware.num_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
+
+
+def _needs_hub(config: Config) -> bool:
+    models = [config.model]
+    if isinstance(config.phase, SLCAIConfig):
+        models += config.phase.critique_models.values()
+    if isinstance(config.phase, RLAIFConfig):
+        models.append(config.phase.feedback_model)
+    sources = [
+        config.data.red_team,
+        config.data.helpfulness,
+        config.data.benign,
+        config.data.human_comparisons,
+    ]
+    return any(model.source is ModelSource.hub for model in models) or any(
+        source.format in (DataFormat.hub, DataFormat.auto) for source in sources
+    )
+
+
+def _context(config: Config, job: Job, *, tracker: Tracker) -> RunContext:
+    return RunContext(
+        run_dir=Path(job.run_dir),
+        store=Store(root=Path(config.output_dir) / "store"),
+        tracker=tracker,
+        constitution=constitution.load(
+            config.constitution.document, folder=paths.CONSTITUTIONS
+        ),
+        models=Models(config.hardware),
+        hardware=config.hardware,
+        seed=config.seed,
+        plan=config.plan,
+    )
+
+
+def _run_phase(config: Config, context: RunContext) -> sl_cai.Outputs | rlaif.Outputs:
+    inputs = sl_cai.Inputs(
+        model=config.model,
+        principles=config.constitution.sampling,
+        domain=config.constitution.domain,
+        data=config.data,
+    )
+    match config.phase:
+        case RLAIFConfig():
+            return rlaif.run(config.phase, inputs, context)
+        case SLCAIConfig():
+            return sl_cai.run(config.phase, inputs, context)
+        case _:
+            raise AssertionError(f"no phase for {type(config.phase).__name__}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {path.parent}: {error.strerror}. Choose another folder with "
+            "output_dir=..."
+        ) from error
+    write_atomically(path, text.encode("utf-8"))
+
+
+def _publish(told: account.Account, run_dir: Path, tracker: RunTracker) -> None:
+    """Metrics, report and samples, locally and in the mirror."""
+    _write(run_dir / "metrics.json", json.dumps(told.metrics, indent=1, allow_nan=False) + "\n")
+    write_report(told.story, run_dir / "report.html")
+    tracker.summary(told.metrics)
+    tracker.table("samples", told.sample_columns, told.sample_rows)
+    for artifact in told.adapters:
+        tracker.artifact(f"{artifact.stage}-{artifact.digest[:16]}", "adapter", artifact.folder)
+
+
+def _write_manifest(
+    context: RunContext, job: Job, run_dir: Path, *, status: str, started: str
+) -> None:
+    document: dict[str, Any] = {
+        "status": status,
+        "command": job.command,
+        "started": started,
+        "seed": context.seed,
+        "constitution": {
+            "name": context.constitution.name,
+            "version": context.constitution.version,
+            "digest": context.constitution.digest,
+        },
+        "precision": str(dtype_of(context.hardware)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": account.peak_memory(),
+        "python": sys.version.split()[0],
+        "versions": versions(),
+        "stages": [
+            {
+                "stage": result.name,
+                "digest": result.artifact.digest,
+                "status": str(result.status),
+                "seconds": round(result.seconds, 3),
+                "counts": result.counts,
+            }
+            for result in context.results
+        ],
+    }
+    _write(run_dir / "manifest.json", json.dumps(document, indent=1, allow_nan=False) + "\n")

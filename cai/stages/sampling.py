@@ -1,0 +1,273 @@
+"""Stages that draw prompts and sample responses to them.
+
+`prompts` draws what the run works on; `drafts` and `helpfulness` sample the base on training
+prompts (Bai et al. 2022, sec. 3.1), `pairs` samples the SL-CAI policy (sec. 4.1), `responses`
+samples any policy on held-out prompts. Every row has its own random stream, derived from the seed,
+the stage, the prompt and the row's number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cai import data
+from cai.artifacts import Artifact, Work, in_shards
+from cai.config import (
+    DataConfig,
+    HelpfulnessConfig,
+    ModelConfig,
+    PairsConfig,
+    PromptsConfig,
+    SamplingConfig,
+)
+from cai.context import RunContext, Stage
+from cai.critique import to_sample
+from cai.models import role_key
+from cai.seeds import derive_seed
+from cai.types import Prompt, PromptKind, Response, Sample, Split
+
+TRAIN = "train.jsonl"
+EVALUATION = "evaluation.jsonl"
+
+
+def prompts(
+    context: RunContext, *, config: PromptsConfig, sources: DataConfig, domain: str | None
+) -> Artifact:
+    """The run's prompts: `train.jsonl` (red-team, helpfulness) and `evaluation.jsonl`."""
+    counts = {
+        (Split.train, PromptKind.red_team): config.num_red_team,
+        (Split.train, PromptKind.helpfulness): config.num_helpfulness,
+        (Split.evaluation, PromptKind.red_team): config.num_eval_red_team,
+        (Split.evaluation, PromptKind.helpfulness): config.num_eval_helpfulness,
+        (Split.evaluation, PromptKind.benign): config.num_eval_benign,
+    }
+    by_kind = {
+        PromptKind.red_team: sources.red_team,
+        PromptKind.helpfulness: sources.helpfulness,
+        PromptKind.benign: sources.benign,
+    }
+
+    def run(work: Work) -> None:
+        pools = {
+            kind: data.load_prompts(source, kind=kind, evaluation_frac=sources.evaluation_frac)
+            for kind, source in by_kind.items()
+        }
+        own = (
+            data.load_domain(domain, evaluation_frac=sources.evaluation_frac) if domain else []
+        )
+        chosen: dict[Split, list[Prompt]] = {split: [] for split in Split}
+        for (split, kind), num in counts.items():
+            chosen[split] += data.select(
+                pools[kind],
+                split,
+                num,
+                seed=context.seed,
+                domain=own,
+                domain_frac=sources.domain_frac,
+            )
+        work.write_records(chosen[Split.train], TRAIN)
+        work.write_records(chosen[Split.evaluation], EVALUATION)
+        everything = chosen[Split.train] + chosen[Split.evaluation]
+        ids = {prompt.id for prompt in own}
+        work.counts = {
+            "prompts": len(everything),
+            "domain": sum(prompt.id in ids for prompt in everything),
+        }
+
+    hashes = {str(kind): data.source_digest(source) for kind, source in by_kind.items()}
+    return context.run(
+        Stage(
+            name="prompts",
+            version=1,
+            config={
+                "counts": dataclasses.asdict(config),
+                "domain": domain,
+                "domain_frac": sources.domain_frac,
+                "evaluation_frac": sources.evaluation_frac,
+            },
+            inputs={},
+            identity={"sources": hashes, "domain": data.domain_digest(domain) if domain else None},
+            expect={"prompts": sum(counts.values())},
+            run=run,
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """One response to be sampled."""
+
+    prompt: Prompt
+    index: int
+
+
+def _sampling_stage(
+    context: RunContext,
+    *,
+    name: str,
+    policy: str,
+    model: ModelConfig,
+    adapter: Artifact | None,
+    config: SamplingConfig,
+    source: Artifact,
+    choose: Callable[[], Sequence[Prompt]],
+    num_prompts: int,
+    per_prompt: int = 1,
+) -> Artifact:
+    """Sample `per_prompt` responses to each chosen prompt of a `prompts` artifact."""
+
+    def run(work: Work) -> None:
+        requests = [
+            _Request(prompt=prompt, index=index)
+            for prompt in choose()
+            for index in range(per_prompt)
+        ]
+        base = context.models.base(model)
+        generator = context.models.policy(model, adapter)
+
+        def make(chunk: Sequence[_Request], _advance: Callable[[int], None]) -> list[Response]:
+            ids = [base.prompt_ids(request.prompt.messages) for request in chunk]
+            fits = [generator.fits(row, config.max_new_tokens) for row in ids]
+            seeds = [derive_seed(context.seed, name, policy, r.prompt.id, r.index) for r in chunk]
+            sampled = iter(
+                generator.sample(
+                    [row for row, fit in zip(ids, fits, strict=True) if fit],
+                    seeds=[seed for seed, fit in zip(seeds, fits, strict=True) if fit],
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                )
+            )
+            empty = Sample(text="", num_tokens=0, logprob=0.0, finished=False, seed=0)
+            return [
+                Response(
+                    prompt=request.prompt,
+                    policy=policy,
+                    index=request.index,
+                    sample=to_sample(base.encoder, next(sampled), seed) if fit else empty,
+                )
+                for request, seed, fit in zip(chunk, seeds, fits, strict=True)
+            ]
+
+        records = in_shards(
+            work,
+            requests,
+            kind=Response,
+            shard_size=config.shard_size,
+            make=make,
+            unit="responses",
+        )
+        work.write_records(records)
+        work.counts = {
+            "responses": len(records),
+            "ended": sum(r.sample.finished for r in records),
+            "empty": sum(not r.sample.text for r in records),
+            "prompt_too_long": sum(r.sample.num_tokens == 0 for r in records),
+        }
+
+    inputs = {"prompts": source} | ({"adapter": adapter} if adapter else {})
+    return context.run(
+        Stage(
+            name=name,
+            version=1,
+            config={"sampling": dataclasses.asdict(config), "per_prompt": per_prompt},
+            inputs=inputs,
+            identity={"model": role_key(model), "policy": policy},
+            expect={"responses": num_prompts * per_prompt},
+            run=run,
+        )
+    )
+
+
+def training_prompts(source: Artifact, kind: PromptKind) -> list[Prompt]:
+    """Training prompts of one kind."""
+    return [prompt for prompt in source.records(Prompt, TRAIN) if prompt.kind is kind]
+
+
+def drafts(
+    context: RunContext, *, model: ModelConfig, config: SamplingConfig, source: Artifact, num: int
+) -> Artifact:
+    """The base model's first responses to red-team prompts."""
+    return _sampling_stage(
+        context,
+        name="drafts",
+        policy="base",
+        model=model,
+        adapter=None,
+        config=config,
+        source=source,
+        choose=lambda: training_prompts(source, PromptKind.red_team),
+        num_prompts=num,
+    )
+
+
+def helpfulness(
+    context: RunContext,
+    *,
+    model: ModelConfig,
+    config: HelpfulnessConfig,
+    source: Artifact,
+    num: int,
+) -> Artifact:
+    """The base model's responses to helpfulness prompts, mixed into the fine-tune."""
+    return _sampling_stage(
+        context,
+        name="helpfulness",
+        policy="base",
+        model=model,
+        adapter=None,
+        config=config.sampling,
+        source=source,
+        choose=lambda: training_prompts(source, PromptKind.helpfulness),
+        num_prompts=num,
+        per_prompt=config.samples_per_prompt,
+    )
+
+
+def pairs(
+    context: RunContext,
+    *,
+    model: ModelConfig,
+    config: PairsConfig,
+    source: Artifact,
+    sl_policy: Artifact,
+    num: int,
+) -> Artifact:
+    """SL-CAI samples, two per pair; responses 2k and 2k+1 of a prompt are compared."""
+    return _sampling_stage(
+        context,
+        name="pairs",
+        policy="sl_cai",
+        model=model,
+        adapter=sl_policy,
+        config=config.sampling,
+        source=source,
+        choose=lambda: training_prompts(source, PromptKind.red_team),
+        num_prompts=num,
+        per_prompt=2 * config.pairs_per_prompt,
+    )
+
+
+def responses(
+    context: RunContext,
+    *,
+    policy: str,
+    model: ModelConfig,
+    adapter: Artifact | None,
+    config: SamplingConfig,
+    source: Artifact,
+    num: int,
+) -> Artifact:
+    """A policy's responses to held-out prompts."""
+    return _sampling_stage(
+        context,
+        name="responses",
+        policy=policy,
+        model=model,
+        adapter=adapter,
+        config=config,
+        source=source,
+        choose=lambda: source.records(Prompt, EVALUATION),
+        num_prompts=num,
+    )

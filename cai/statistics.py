@@ -1,0 +1,236 @@
+"""Intervals, comparisons and calibration: pure functions of numbers, each with its source.
+
+Every measured number travels as an `Estimate`: its value, a 95 % interval and how many
+observations it rests on. "Nothing was observed" is None, never 0.
+
+* `wilson_interval`: a proportion (Wilson 1927, "Probable inference, the law of succession, and
+  statistical inference", JASA 22, p. 209); holds at small counts, where value +- 2 s.e. does not.
+* `bootstrap_mean`, `paired_bootstrap_difference`: percentile bootstrap (Efron & Tibshirani 1993,
+  "An introduction to the bootstrap", ch. 13), seeded, so that a number in a report can be had
+  again. Resampling treats observations as independent: give one value per prompt, not per token.
+* `calibration_bins`, `calibration_error`: reliability diagram and expected calibration error
+  (Guo et al. 2017, "On calibration of modern neural networks", eq. 3), equal-width bins.
+* `brier_score` (Brier 1950).
+
+Not here on purpose: tests that yield a p-value. A report shows intervals; `at_chance` is the only
+verdict, and it means "the interval covers chance", not "there is no effect".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+CONFIDENCE = 0.95
+_BLOCK = 2_000_000
+"""Resampled values held at once, to bound memory on large sets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A measured number with its interval. Example: 34 of 60 is 0.57 [0.44, 0.68], n = 60."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+    """Observations behind it."""
+
+    def format(self) -> str:
+        """Value, interval and n, with as many digits as the interval supports.
+
+        A single observation shows no spread, so a zero-width interval of one is left out.
+        """
+        width = self.high - self.low
+        if self.num < 2 and width == 0:
+            return f"{self.value:.3g}, n = {self.num}"
+        digits = interval_digits(width)
+        low, high = f"{self.low:.{digits}f}", f"{self.high:.{digits}f}"
+        return f"{self.value:.{digits}f} [{low}, {high}], n = {self.num:,}"
+
+
+def interval_digits(width: float) -> int:
+    """Decimals that show an interval's half-width to two figures, between 0 and 4."""
+    if not math.isfinite(width) or width <= 0:
+        return 2
+    return min(4, max(0, 1 - math.floor(math.log10(width / 2))))
+
+
+def wilson_interval(num_successes: float, num: int) -> Estimate | None:
+    """Proportion with its Wilson score interval; None when nothing was observed.
+
+    With z the normal quantile and p = successes / n, the interval is
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+
+    Args:
+        num_successes: May be fractional (a tie counts half); the interval is then conservative,
+            because soft outcomes vary less than a coin with the same mean.
+        num: Observations.
+
+    Raises:
+        ValueError: when successes are not in [0, num].
+    """
+    if not 0 <= num_successes <= num:
+        raise ValueError(f"{num_successes} successes of {num} observations")
+    if num == 0:
+        return None
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    p = num_successes / num
+    centre = (p + z * z / (2 * num)) / (1 + z * z / num)
+    half = z * math.sqrt(p * (1 - p) / num + z * z / (4 * num * num)) / (1 + z * z / num)
+    return Estimate(
+        value=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)), num=num
+    )
+
+
+def bootstrap_mean(values: Sequence[float], *, num_resamples: int, seed: int) -> Estimate | None:
+    """Mean with a percentile bootstrap interval; None when there are no values.
+
+    Raises:
+        ValueError: when a value is not finite: leave it out and count it first.
+    """
+    data = _finite(values)
+    if data.size == 0:
+        return None
+    means = _resampled_means(data, num_resamples=num_resamples, seed=seed)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Estimate(value=float(data.mean()), low=float(low), high=float(high), num=data.size)
+
+
+def paired_bootstrap_difference(
+    values: Sequence[float], baseline: Sequence[float], *, num_resamples: int, seed: int
+) -> Estimate | None:
+    """Mean of `values[i] - baseline[i]`, pairs resampled together (same prompts, two policies).
+
+    Raises:
+        ValueError: when the two are not equally long or a value is not finite.
+    """
+    if len(values) != len(baseline):
+        raise ValueError(f"{len(values)} values against {len(baseline)} of the baseline")
+    difference = _finite(values) - _finite(baseline)
+    return bootstrap_mean(difference.tolist(), num_resamples=num_resamples, seed=seed)
+
+
+def at_chance(interval: Estimate, *, chance: float = 0.5) -> bool:
+    """Whether the interval covers chance: the measurement does not show skill either way."""
+    return interval.low <= chance <= interval.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationBin:
+    """One bar of a reliability diagram."""
+
+    low: float
+    high: float
+    """Probabilities in [low, high); the last bin takes 1 too."""
+    mean_probability: float
+    outcome: Estimate
+    """Share of outcomes that came true."""
+
+
+def calibration_bins(
+    probabilities: Sequence[float], outcomes: Sequence[float], *, num_bins: int = 10
+) -> tuple[CalibrationBin, ...]:
+    """Equal-width reliability bins; empty bins are left out.
+
+    Args:
+        probabilities: Stated P(true), in [0, 1].
+        outcomes: What happened: 0 or 1, or a soft label between.
+        num_bins: Bins over [0, 1].
+
+    Raises:
+        ValueError: when lengths differ or a number is outside [0, 1].
+    """
+    stated, happened = _unit_pair(probabilities, outcomes)
+    index = np.minimum((stated * num_bins).astype(int), num_bins - 1)
+    bins = []
+    for i in range(num_bins):
+        inside = index == i
+        outcome = wilson_interval(float(happened[inside].sum()), int(inside.sum()))
+        if outcome is not None:
+            bins.append(
+                CalibrationBin(
+                    low=i / num_bins,
+                    high=(i + 1) / num_bins,
+                    mean_probability=float(stated[inside].mean()),
+                    outcome=outcome,
+                )
+            )
+    return tuple(bins)
+
+
+def calibration_error(bins: Sequence[CalibrationBin]) -> float | None:
+    """Expected calibration error: sum over bins of n_b / n * |outcome - mean probability|."""
+    total = sum(item.outcome.num for item in bins)
+    if total == 0:
+        return None
+    gaps = (item.outcome.num * abs(item.outcome.value - item.mean_probability) for item in bins)
+    return sum(gaps) / total
+
+
+def brier_score(probabilities: Sequence[float], outcomes: Sequence[float]) -> float | None:
+    """Mean of (probability - outcome)^2; 0.25 is what a constant 0.5 gets on 0/1 outcomes."""
+    stated, happened = _unit_pair(probabilities, outcomes)
+    return float(np.mean((stated - happened) ** 2)) if stated.size else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confidences:
+    """Stated confidence in the preferred side, and whether that side was right."""
+
+    confidence: tuple[float, ...]
+    """max(p, 1 - p)."""
+    correct: tuple[float, ...]
+    """1 right, 0 wrong, 0.5 for a tie at p = 0.5."""
+
+
+def preferred_side(prob_better: Sequence[float]) -> Confidences:
+    """P(better response preferred) as confidence and correctness.
+
+    Needed for a reliability diagram of labelled pairs: written with the better response first,
+    every outcome is 1 and calibration cannot be seen.
+    """
+    stated, _ = _unit_pair(prob_better, [1.0] * len(prob_better))
+    correct = np.where(stated == 0.5, 0.5, (stated > 0.5).astype(float))
+    return Confidences(
+        confidence=tuple(np.maximum(stated, 1 - stated).tolist()), correct=tuple(correct.tolist())
+    )
+
+
+def pair_accuracy(prob_better: Sequence[float]) -> Estimate | None:
+    """Share of labelled pairs where the better response is preferred; ties count half."""
+    return wilson_interval(sum(preferred_side(prob_better).correct), len(prob_better))
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    data = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(data).all():
+        raise ValueError("values must be finite; leave out and count what is not")
+    return data
+
+
+def _unit_pair(
+    probabilities: Sequence[float], outcomes: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    if len(probabilities) != len(outcomes):
+        raise ValueError(f"{len(probabilities)} probabilities against {len(outcomes)} outcomes")
+    stated, happened = _finite(probabilities), _finite(outcomes)
+    for data in (stated, happened):
+        if data.size and (data.min() < 0 or data.max() > 1):
+            raise ValueError("probabilities and outcomes must be in [0, 1]")
+    return stated, happened
+
+
+def _resampled_means(data: np.ndarray, *, num_resamples: int, seed: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.PCG64(seed))
+    rows = max(1, _BLOCK // data.size)
+    means = []
+    for start in range(0, num_resamples, rows):
+        size = (min(rows, num_resamples - start), data.size)
+        means.append(data[generator.integers(0, data.size, size=size)].mean(axis=1))
+    return np.concatenate(means)

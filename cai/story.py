@@ -1,0 +1,341 @@
+"""What a run has to tell: filled from artifacts, shown by `report.html` and in the terminal.
+
+Every part may be missing (None or empty): a phase without a preference model leaves that part out,
+and so does the page. Texts are literal and untrusted; whoever shows them makes them inert, and
+`visible` makes them legible: control, bidirectional and escape characters are written out, since
+a reader must see what is there, and a terminal must not obey it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cai.statistics import CalibrationBin, Estimate
+from cai.types import Prompt, RevisionChain
+
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_LABELS = {"sl_cai": "SL-CAI", "rl_cai": "RL-CAI", "dpo_cai": "DPO-CAI"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """What was run."""
+
+    phase: str
+    constitution: str
+    models: dict[str, str]
+    """Role to model, e.g. {"policy": "smollm2_135m", "feedback model": "smollm2_135m"}."""
+    seed: int
+    command: str
+    started: str
+    """ISO time."""
+    seconds: float
+    peak_memory_bytes: int | None
+    hardware: str
+    versions: dict[str, str]
+    run_dir: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrincipleStory:
+    """A principle and what it did; None where the run has no such measurement."""
+
+    id: str
+    principle: str
+    critique: str
+    revise: str
+    compare: str
+    scope: tuple[str, ...]
+    weight: float
+    source: str
+    num_critiques: int | None = None
+    """Times drawn for a critique-revision step."""
+    num_comparisons: int | None = None
+    """Times drawn for a comparison."""
+    revision_rate: Estimate | None = None
+    """Share of its steps that changed the response."""
+    decisiveness: Estimate | None = None
+    """Mean |2p - 1| of its soft labels: 0 says nothing, 1 is certain."""
+    signal_share: float | None = None
+    """Its part of the summed |2p - 1| over all labels the preference model saw."""
+    flip_rate: Estimate | None = None
+    """Share of its comparisons where the two presentation orders disagree."""
+    test_accuracy: Estimate | None = None
+    """Feedback model on this principle's own tests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstitutionStory:
+    """The document."""
+
+    name: str
+    version: str
+    description: str
+    principles: tuple[PrincipleStory, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionsStory:
+    """Drafts, critiques, revisions."""
+
+    outcomes: tuple[dict[str, int], ...]
+    """Counts by `RevisionOutcome`, one entry per step."""
+    mean_words: tuple[float, ...] = ()
+    """Of the drafts, then of the responses after each step."""
+    chains: tuple[RevisionChain, ...] = ()
+    """Examples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line of a chart."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    """(x, y); a y that is not finite is left out of the drawing and counted in the caption."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One chart of lines."""
+
+    title: str
+    x_label: str
+    y_label: str
+    """With the unit, e.g. `nats per token`."""
+    series: tuple[Series, ...]
+    note: str = ""
+    """How to read it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SLPolicyStory:
+    """SL-CAI fine-tune."""
+
+    num_revisions: int
+    """Training examples that are revisions."""
+    num_helpfulness: int
+    num_dropped: int
+    """Examples longer than `max_length`."""
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackStory:
+    """How good the feedback model's labels are, and what they look like."""
+
+    num_comparisons: int
+    unjudged: dict[str, int]
+    """Pairs without a label, by reason."""
+    accuracy: Estimate | None = None
+    """On the constitution's own tests, both orders averaged."""
+    longer_wins: Estimate | None = None
+    """What always taking the longer response gets on the same tests."""
+    same_position_rate: Estimate | None = None
+    """Share of the tests where both orders prefer the same position."""
+    flip_rate: Estimate | None = None
+    """Share of the run's comparisons where the two orders disagree."""
+    calibration_error: float | None = None
+    brier: float | None = None
+    bins: tuple[CalibrationBin, ...] = ()
+    label_probabilities: tuple[float, ...] = ()
+    """P(a preferred) of every label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceModelStory:
+    """Preference model."""
+
+    num_ai: int
+    """Training pairs by AI feedback."""
+    num_human: int
+    curves: tuple[Curve, ...]
+    accuracy: Estimate | None = None
+    """Held-out pairs where it agrees with the label's preferred side."""
+    longer_wins: Estimate | None = None
+    """The longer response taken as preferred, on the same pairs."""
+    principle_tests: Estimate | None = None
+    """Principle tests where it scores the better response higher."""
+    calibration_error: float | None = None
+    bins: tuple[CalibrationBin, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPOStory:
+    """Reinforcement learning."""
+
+    num_rounds: int
+    num_rollouts: int
+    """Over all rounds."""
+    settings: dict[str, str]
+    """What shaped it, e.g. {"kl_coef": "0.05"}."""
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A policy's response in an example."""
+
+    policy: str
+    text: str
+    score: float | None = None
+    refusal: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One held-out prompt, answered by every policy."""
+
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+    """Base first, most trained last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRow:
+    """One policy on one kind of prompt."""
+
+    policy: str
+    kind: str
+    refusal_rate: Estimate | None
+    mean_words: Estimate | None
+    mean_score: Estimate | None
+    """Preference-model score."""
+    distinct_2: float | None
+    """Different 2-grams over all 2-grams of the responses."""
+    distinct_4: float | None
+    common_phrase: str
+    """The 5-gram that the responses to most prompts share; empty when there is none."""
+    common_phrase_prompts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Difference between two policies on the same prompts."""
+
+    metric: str
+    kind: str
+    before: str
+    after: str
+    estimate: Estimate
+    """After minus before, paired by prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationStory:
+    """Held-out prompts."""
+
+    rows: tuple[EvaluationRow, ...]
+    changes: tuple[Change, ...] = ()
+    likelihood_tests: dict[str, Estimate] | None = None
+    """Per policy: principle tests whose better response it finds likelier per token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStory:
+    """One stage of the run."""
+
+    name: str
+    status: str
+    """`computed`, `continued`, `reused`."""
+    seconds: float
+    num_records: int | None
+    digest: str
+    """Short form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStory:
+    """A whole run."""
+
+    headline: Headline
+    warnings: tuple[str, ...] = ()
+    """Beyond what `cai.findings` derives."""
+    can_show: tuple[str, ...] = ()
+    """What a run of this size and model can tell."""
+    cannot_show: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    """Known limits of the method and measures."""
+    constitution: ConstitutionStory | None = None
+    revisions: RevisionsStory | None = None
+    sl_policy: SLPolicyStory | None = None
+    feedback: FeedbackStory | None = None
+    preference_model: PreferenceModelStory | None = None
+    ppo: PPOStory | None = None
+    examples: tuple[Example, ...] = ()
+    evaluation: EvaluationStory | None = None
+    stages: tuple[StageStory, ...] = ()
+    config_text: str = ""
+    """The resolved config as YAML."""
+
+
+def visible(text: str) -> str:
+    r"""Text with every control, bidirectional, zero-width and escape character written out.
+
+    New lines and tabs stay, `\r\n` becomes a new line. Joiners (U+200C, U+200D) stay: scripts and
+    emoji need them.
+    """
+    return _INVISIBLE.sub(lambda m: f"\u27e8U+{ord(m[0]):04X}\u27e9", text.replace("\r\n", "\n"))
+
+
+def label(name: str) -> str:
+    """A policy's or prompt kind's name for people: `sl_cai` is SL-CAI, `red_team` is red team."""
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def curve(
+    rows: Sequence[Mapping[str, float]],
+    keys: Mapping[str, str],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    note: str = "",
+) -> Curve | None:
+    """Chart of stored training metrics; None when no row has any of the keys.
+
+    Args:
+        rows: As in an artifact's `curve.json`: `step` and metrics.
+        keys: Metric to series name.
+        title: What is plotted.
+        x_label: What a step is.
+        y_label: With the unit.
+        note: How to read it.
+    """
+    series = [
+        Series(name=name, points=tuple((row["step"], row[key]) for row in rows if key in row))
+        for key, name in keys.items()
+    ]
+    drawn = tuple(item for item in series if item.points)
+    if not drawn:
+        return None
+    return Curve(title=title, x_label=x_label, y_label=y_label, series=drawn, note=note)
+
+
+def number(value: float) -> str:
+    """Three figures, thousands separated; text for what is not finite."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
+    if value != 0 and (abs(value) >= 1e6 or abs(value) < 1e-4):
+        return f"{value:.2e}"
+    digits = 2 if value == 0 else max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:,.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """E.g. `4 min 12 s`, `1 h 3 min`, `0.8 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,201 @@
+"""Every file in `conf/` and `sweeps/` composes, is typed, and has the partners of its name."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from cai import paths
+from cai.config import Config, RLAIFConfig
+from cai.errors import ConfigError
+from cai.schema import PHASES, RUN_GROUPS, SECTIONS, options, to_config
+
+GROUPS = (*SECTIONS, "phase", *RUN_GROUPS)
+NEEDED = {("model", "local"): ["model.path=/models/mine"]}
+"""Settings that an option cannot do without."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _conf():
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        yield
+
+
+@cache  # 0.2 s each; nothing here changes what it gets
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=list(overrides))
+
+
+def config_of(*overrides: str) -> Config:
+    return to_config(composed(*overrides))
+
+
+EVERY_OPTION = [(group, option) for group in GROUPS for option in options(group)]
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
+def test_every_option_composes_into_dataclasses(group, option):
+    config = config_of(f"{group}={option}", *NEEDED.get((group, option), []))
+    assert isinstance(config.phase, PHASES[config.phase.name])
+    assert all(type(vars_of(config)[name]) is kind for name, kind in SECTIONS.items())
+
+
+def vars_of(config: Config) -> dict[str, object]:
+    return {name: getattr(config, name) for name in SECTIONS}
+
+
+def test_every_group_of_conf_is_tested():
+    folders = {path.name for path in paths.CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert folders == set(GROUPS)
+
+
+@pytest.mark.parametrize("group", ["model", "constitution", "phase", "data", "hardware"])
+def test_an_option_and_the_name_it_sets_are_the_same_word(group):
+    for option in options(group):
+        cfg = composed(f"{group}={option}", *NEEDED.get((group, option), []))
+        assert cfg[group].name == option
+
+
+def test_a_phase_is_one_word_in_four_places():
+    modules = {path.stem for path in (paths.PACKAGE / "phases").glob("*.py")} - {"__init__"}
+    assert set(options("phase")) == set(PHASES) == modules
+    for name, kind in PHASES.items():
+        assert kind.__name__.removesuffix("Config").lower() == name.replace("_", "")
+
+
+def test_every_constitution_option_has_its_document_and_every_document_its_option():
+    documents = {path.stem for path in paths.CONSTITUTIONS.glob("*.yaml")}
+    assert set(options("constitution")) == documents
+    for option in documents:
+        assert composed(f"constitution={option}").constitution.document == f"{option}.yaml"
+
+
+def test_every_domain_has_its_prompts():
+    domains = {
+        composed(f"constitution={option}").constitution.domain for option in options("constitution")
+    }
+    shipped = {
+        path.stem.removeprefix("domain_")
+        for path in (paths.PACKAGE / "datasets").glob("domain_*.jsonl")
+    }
+    assert domains - {None} == shipped
+
+
+@pytest.mark.parametrize("phase", options("phase"))
+def test_debug_tiny_makes_every_phase_smaller(phase):
+    tiny, full = config_of("debug=tiny", f"phase={phase}").phase, config_of(f"phase={phase}").phase
+    assert tiny.prompts.num_red_team < full.prompts.num_red_team
+    assert tiny.evaluation.sampling.max_new_tokens < full.evaluation.sampling.max_new_tokens
+    if isinstance(tiny, RLAIFConfig):
+        assert tiny.ppo.num_iterations < full.ppo.num_iterations
+
+
+def test_debug_tiny_follows_the_phase_that_an_experiment_chooses():
+    config = config_of("debug=tiny", "experiment=final_revisions")
+    assert config.phase.name == "sl_cai"
+    assert config.phase.prompts.num_red_team == 6
+    assert config.phase.sl_policy.revisions == "final"
+
+
+def test_the_rlaif_phase_starts_from_the_values_of_sl_cai():
+    first, both = composed("phase=sl_cai").phase, composed("phase=rlaif").phase
+    shared = set(first) - {"name"}
+    assert shared
+    assert all(first[key] == both[key] for key in shared)
+
+
+def test_the_command_line_beats_an_experiment():
+    config = config_of("experiment=control_none", "constitution=medical", "seed=3")
+    assert (config.constitution.name, config.seed) == ("medical", 3)
+
+
+def test_an_override_of_one_role_leaves_the_others_alone():
+    config = config_of("model@phase.feedback_model=qwen3_4b", "phase.feedback_model.max_context=99")
+    assert (config.phase.feedback_model.name, config.phase.feedback_model.max_context) == (
+        "qwen3_4b",
+        99,
+    )
+    assert config.phase.critique_models["main"].name == config.model.name == "smollm2_135m"
+    assert config.model.max_context != 99
+
+
+def test_the_critique_model_is_a_role_of_both_phases():
+    for phase in options("phase"):
+        config = config_of(f"phase={phase}", "model@phase.critique_models.main=qwen3_4b")
+        assert config.phase.critique_models["main"].source == "hub"
+
+
+def test_none_is_a_name_and_not_null():
+    config = config_of("constitution=none", "logger=none")
+    assert config.constitution.name == "none"
+    assert config.logger.kind == "none"
+
+
+@pytest.mark.parametrize("sweep", options("sweeps"))
+def test_every_combination_of_a_sweep_composes(sweep):
+    cfg = compose("config", overrides=[f"sweeps={sweep}"], return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN"
+    for key, values in cfg.hydra.sweeper.params.items():
+        for value in str(values).split(","):
+            config_of(f"sweeps={sweep}", f"{key}={value}")
+
+
+@pytest.mark.parametrize("group", ["experiment", "sweeps"])
+def test_experiments_and_sweeps_say_why_how_and_how_long(group):
+    for option in options(group):
+        header = (paths.CONF / group / f"{option}.yaml").read_text().partition("defaults:")[0]
+        assert header.startswith("# @package _global_\n")
+        for word in ("Question", "Command", "Time", f"{group}={option}"):
+            assert word in header, (option, word)
+
+
+def test_a_range_error_names_the_whole_key():
+    cases = {
+        "phase.ppo.clip_ratio=-1": "phase.ppo.clip_ratio must be above 0",
+        "phase.drafts.shard_size=0": "phase.drafts.shard_size must be above 0",
+        "phase.pairs.sampling.temperature=0": "phase.pairs.sampling.temperature must be above 0",
+        "phase.feedback_model.lora.rank=0": "phase.feedback_model.lora.rank must be above 0",
+        "model.path=x": "model.path must be null for source=embedded",
+        "data.evaluation_frac=2": "data.evaluation_frac must be between 0 and 1",
+        "seed=-1": "seed must be in",
+    }
+    for override, message in cases.items():
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            config_of(override)
+
+
+def test_a_missing_value_is_named_with_what_to_type():
+    with pytest.raises(ConfigError, match=r"model\.path=<value>"):
+        config_of("model=local")
+
+
+def test_an_appended_key_is_refused_and_not_dropped():
+    with pytest.raises(ConfigError, match=r"Unknown key phase\.ppo\.extra"):
+        config_of("+phase.ppo.extra=1")
+    with pytest.raises(ConfigError, match="names code to run"):
+        config_of("+phase.ppo._target_=os.system")
+
+
+def test_the_environment_cannot_be_read_from_a_config(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    cfg = composed("model=local", "model.path='${oc.env:WANDB_API_KEY}'")
+    with pytest.raises(ConfigError, match=r"^model\.path: Unsupported interpolation") as caught:
+        to_config(cfg)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_file_names_code_to_run():
+    for path in [*paths.CONF.rglob("*.yaml"), *paths.SWEEPS.glob("*.yaml")]:
+        assert "_target_" not in path.read_text(), path
+
+
+def test_no_option_file_repeats_another():
+    for group in SECTIONS:
+        contents = [
+            OmegaConf.to_yaml(OmegaConf.load(paths.CONF / group / f"{option}.yaml"))
+            for option in options(group)
+        ]
+        assert len(set(contents)) == len(contents)
