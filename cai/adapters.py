@@ -21,6 +21,7 @@ import contextlib
 import copy
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,9 @@ def attach(base: PreTrainedModel, lora: LoRAConfig, *, adapter: str, seed: int) 
     """
     _freeze(base)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT asks transformers for a property by its old name.
+            warnings.simplefilter("ignore", FutureWarning)
             model = get_peft_model(base, _peft_config(lora), adapter_name=adapter)
     except ValueError as error:
         linear = {n.split(".")[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)}

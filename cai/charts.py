@@ -6,7 +6,7 @@ that one drawing serves light and dark pages. Text stays text (`svg.fonttype: no
 can be searched, and is 10 kB a chart smaller than outlines. It is never parsed as mathematics:
 labels may come from anywhere.
 
-Drawn 360 units wide with 11-unit text, so that nothing has to shrink on a phone.
+Drawn 330 units wide with text of 11.5, which a phone shows at 10 pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cai.story import Curve, Series, number, visible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 360
+WIDTH = 330
 """Points; the viewBox of every chart."""
 
 # Stand-ins that matplotlib draws with, and the CSS variables they become.
@@ -43,8 +43,7 @@ _STYLE = {
     "text.parse_math": False,
     "axes.unicode_minus": False,
     "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.titlesize": 12,
+    "font.size": 11.5,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -118,14 +117,14 @@ def calibration_chart(
 
     def draw(axes: Axes) -> None:
         low = min(item.low for item in bins)
-        axes.plot([low, 1], [low, 1], ":", color=_INK, linewidth=1, label="perfect calibration")
+        axes.plot([low, 1], [low, 1], ":", color=_INK, linewidth=1)
         x = [item.mean_probability for item in bins]
         y = [item.outcome.value for item in bins]
         spread = [
             [item.outcome.value - item.outcome.low for item in bins],
             [item.outcome.high - item.outcome.value for item in bins],
         ]
-        axes.errorbar(x, y, yerr=spread, fmt="o", color=_SERIES[0], capsize=3, label="observed")
+        axes.errorbar(x, y, yerr=spread, fmt="o", color=_SERIES[0], capsize=3)
         for item in bins:
             axes.annotate(
                 str(item.outcome.num),
@@ -138,7 +137,6 @@ def calibration_chart(
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.legend(loc="upper left", fontsize=9, borderaxespad=0)
 
     told = "; ".join(
         f"{item.low:.1f} to {item.high:.1f}: stated {item.mean_probability:.2f}, observed "
@@ -234,7 +232,7 @@ def _tell(series: Series, x_label: str) -> str:
     )
 
 
-def _svg(draw: Callable[[Axes], None], *, key: str, alternative: str, height: float = 230) -> str:
+def _svg(draw: Callable[[Axes], None], *, key: str, alternative: str, height: float = 215) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

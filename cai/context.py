@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from cai.faults import fault
 from cai.models import Models, dtype_of
 from cai.tracking import Tracker
 
+CURVE = "curve.json"
 LIBRARIES = ("cai", "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf")
 
 
@@ -101,6 +102,7 @@ class RunContext:
         if artifact.complete:
             counts = artifact.manifest()["counts"]
             self._note(stage, artifact, StageStatus.reused, 0.0, counts)
+            self._replay(artifact)
         elif self.plan:
             self._note(stage, artifact, StageStatus.planned, 0.0, stage.expect)
         else:
@@ -112,6 +114,7 @@ class RunContext:
             if artifact.complete:
                 counts = artifact.manifest()["counts"]
                 self._note(stage, artifact, StageStatus.reused, 0.0, counts)
+                self._replay(artifact)
                 return
             continued = (artifact.folder / "work").is_dir()
             fault(f"{stage.name}:start")
@@ -131,6 +134,11 @@ class RunContext:
         status = StageStatus.continued if continued else StageStatus.computed
         self._note(stage, artifact, status, seconds, manifest["counts"])
 
+    def _replay(self, artifact: Artifact) -> None:
+        if CURVE in artifact.manifest()["files"]:
+            rows = {row.pop("step"): row for row in artifact.json(CURVE)}
+            replay(self.tracker, artifact.stage, rows)
+
     def _note(
         self,
         stage: Stage,
@@ -146,30 +154,46 @@ class RunContext:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Curve:
-    """A training stage's metrics by step; survives a kill and is stored with the artifact."""
+    """A training stage's metrics by step: tracked, kept over a kill, stored with the artifact."""
 
     work: Work
+    tracker: Tracker
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    tracked: bool = False
+    """Whether the rows that an interrupted run had left were given to the tracker."""
 
     def __post_init__(self) -> None:
-        path = self.work.scratch / "curve.jsonl"
+        path = self._path()
         if path.is_file():
-            for step, metrics in _whole_lines(path):
-                self.rows[step] = metrics
+            self.rows = dict(_whole_lines(path))
             lines = (json.dumps([step, metrics]) + "\n" for step, metrics in self.rows.items())
             write_atomically(path, "".join(lines).encode("ascii"))
+
+    def _path(self) -> Path:
+        return self.work.scratch / "curve.jsonl"
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """Take one step's metrics; steps after it, from before a kill, are dropped."""
         self.rows = {k: v for k, v in self.rows.items() if k < step} | {step: metrics}
-        with (self.work.scratch / "curve.jsonl").open("a", encoding="ascii") as stream:
+        with self._path().open("a", encoding="ascii") as stream:
             stream.write(json.dumps([step, metrics]) + "\n")
+        if self.tracked:
+            self.tracker.log(self.work.artifact.stage, step, metrics)
+        else:
+            replay(self.tracker, self.work.artifact.stage, self.rows)
+            self.tracked = True
 
     def save(self) -> None:
         """Write the curve into the artifact."""
-        self.work.write_json("curve.json", [{"step": s, **m} for s, m in sorted(self.rows.items())])
+        self.work.write_json(CURVE, [{"step": s, **m} for s, m in sorted(self.rows.items())])
+
+
+def replay(tracker: Tracker, group: str, rows: Mapping[int, dict[str, float]]) -> None:
+    """Give a tracker the metrics of steps that an earlier run made."""
+    for step, metrics in sorted(rows.items()):
+        tracker.log(group, step, metrics)
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, float]]]:

@@ -94,7 +94,8 @@ def load_domain(domain: str, evaluation_frac: float) -> list[Prompt]:
     if domain not in names:
         hint = did_you_mean(domain, names)
         raise UserError(
-            f"constitution.domain: there are no prompts for {domain!r}.{hint} There are {', '.join(names)}; or type constitution.domain=null"
+            f"constitution.domain: there are no prompts for {domain!r}.{hint} There are "
+            f"{', '.join(names)}; or type constitution.domain=null"
         )
     source = builtin_source(_DOMAIN + domain)
     location = locate(source.path, source.format, setting="constitution.domain")
@@ -215,7 +216,7 @@ def select(
     """The first `num` prompts of one split in hash order, a share of them from a domain.
 
     Where the domain has fewer prompts than its share, all of them are taken, general ones fill up,
-    and a warning says so.
+    and the log says so.
 
     Args:
         prompts: General prompts, all of one kind.
@@ -240,16 +241,16 @@ def select(
     general = hash_order(
         (p for p in prompts if p.split is split and normalised(p.messages) not in known), seed
     )
-    wanted = int(num * domain_frac + 0.5)
-    share = min(wanted, len(own))
-    chosen = own[:share] + general[: num - share]
-    if len(chosen) < num:
-        usable = len(general) + share
+    shares = [min(int(n * domain_frac + 0.5), len(own)) for n in range(num + 1)]
+    usable = max(n for n, share in enumerate(shares) if n - share <= len(general))
+    if usable < num:
         raise UserError(
             f"{override}={num}: there are only {usable} {kind.value} prompts for {split.value}"
-            f"{f', {share} of them of the domain' if share else ''}; type {override}={usable}, or "
-            f"give more with data.{kind.value}.path="
+            f"{f' with data.domain_frac={domain_frac:g}' if own else ''}; type "
+            f"{override}={usable}, or give more with data.{kind.value}.path="
         )
+    wanted, share = int(num * domain_frac + 0.5), shares[num]
+    chosen = own[:share] + general[: num - share]
     if share < wanted:
         log.info(
             "%s=%d: %d prompts of the domain were asked for (data.domain_frac=%g), there are %d "
@@ -272,18 +273,26 @@ def _check_ids(prompts: Sequence[Prompt]) -> None:
         sources[prompt.id] = prompt.source
 
 
-def source_digest(source: PromptSourceConfig | ComparisonSourceConfig) -> str:
+def source_digest(
+    source: PromptSourceConfig | ComparisonSourceConfig, *, setting: str = "data.*"
+) -> str:
     """sha256 of what a source holds, for content-addressed stages.
 
     Of a file or built-in set the bytes as stored; of a hub dataset its id, split and revision, so
-    pin `owner/name@revision` where that matters; of no source at all the empty string.
+    pin `owner/name@revision` where that matters; of no source at all the empty string. Columns and
+    format are not in it: a stage has them in its config.
+
+    Args:
+        source: Of prompts or comparisons.
+        setting: Config section that holds it, for messages, e.g. `data.red_team`.
 
     Raises:
         UserError: when the source is not there.
     """
     if source.path is None:
         return hashlib.sha256(b"").hexdigest()
-    setting = SETTING if isinstance(source, ComparisonSourceConfig) else "data.*"
+    if isinstance(source, ComparisonSourceConfig):
+        setting = SETTING
     location = locate(source.path, source.format, setting=setting)
     if location.format is DataFormat.hub:
         return content_hash("hub", location.path, source.hub_split, location.revision or "")

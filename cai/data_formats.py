@@ -170,7 +170,7 @@ def file_bytes(location: Location) -> bytes:
         near = did_you_mean(path.name, _siblings(path))
         raise UserError(
             f"{where}: there is no such file, seen from {Path.cwd()}.{near} Type "
-            f"{location.setting}.path= and a file, or one of {', '.join(builtin_names())}"
+            f"{location.setting}.path= and the file"
         )
     try:
         with path.open("rb") as stream:
@@ -300,8 +300,8 @@ def _hub_rows(location: Location, split: str) -> Iterator[Row]:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"{location.setting}.path={location.path}: a hub dataset needs the package `datasets`; "
-            "type: pip install 'cai[hub]'"
+            f"{location.setting}.path={location.path}: there is no such file, and a dataset of the "
+            "hub needs the package `datasets`; type: pip install 'cai[hub]'"
         ) from error
     name = f"{location.path}[{split}]"
     try:

@@ -2,7 +2,9 @@
 
 The feedback model reads a two-option question and opens its answer; the label is the softmax over
 the two option letters of its next-token log-probabilities, so it cannot fail to parse. Option
-letters are drawn at random per comparison, which a response cannot know.
+letters are drawn at random per comparison, which a response cannot know. They belong to the
+positions: when the second order swaps the responses, the letters stay where they were, so averaging
+both orders cancels a liking for a letter together with a liking for a position.
 
 Extensions to the paper, all switches: both presentation orders are averaged (`both_orders`), and
 few-shot examples are solved tests of the constitution itself, each under its own drawn principle.
@@ -50,7 +52,7 @@ def label_of(prob_a: float, *, mode: LabelMode, clamp: float) -> float:
 
 
 def two_way(logprob_a: float, logprob_b: float) -> float:
-    """softmax over two log-probabilities: P(a) = 1 / (1 + exp(logprob_b - logprob_a))."""
+    """Softmax over two log-probabilities: P(a) = 1 / (1 + exp(logprob_b - logprob_a))."""
     difference = logprob_b - logprob_a
     if difference > 0:
         return math.exp(-difference) / (1 + math.exp(-difference))
@@ -126,15 +128,19 @@ class FeedbackModel:
             return Unjudged.empty
         if a == b:
             return Unjudged.identical
-        letter_a, letter_b = rng.sample(LETTERS, 2)
+        letters = rng.sample(LETTERS, 2)
         shots = self._shots(pair, rng)
         firsts = ["a", "b"] if self.config.both_orders else [rng.choice(["a", "b"])]
         orders = []
         for first in firsts:
-            options = (Option(letter=letter_a, response=a), Option(letter=letter_b, response=b))
+            shown = (a, b) if first == "a" else (b, a)
+            letter_a, letter_b = letters if first == "a" else letters[::-1]
             question = comparison_question(
                 pair.prompt.messages,
-                options if first == "a" else options[::-1],
+                (
+                    Option(letter=letters[0], response=shown[0]),
+                    Option(letter=letters[1], response=shown[1]),
+                ),
                 question=pair.principle.compare,
             )
             ids = self.encoder.conversation([*shots, question], system=JUDGE_SYSTEM)

@@ -100,8 +100,8 @@ def _revision_findings(revisions: RevisionsStory | None) -> list[str]:
     if share.value >= UNREVISED_LIMIT:
         return []
     return [
-        f"Most revision steps changed nothing: {share.format()} did. The SL-CAI policy then learns "
-        "mainly its own drafts."
+        f"Most revision steps changed nothing: only {_shown(share)} of them changed the response. "
+        "The SL-CAI policy then learns mainly its own drafts."
     ]
 
 
@@ -112,25 +112,25 @@ def _feedback_findings(feedback: FeedbackStory | None) -> list[str]:
     accuracy, baseline = feedback.accuracy, feedback.longer_wins
     if accuracy is not None and at_chance(accuracy):
         found.append(
-            f"Feedback is at chance: accuracy {accuracy.format()} on the constitution's own tests "
+            f"Feedback is at chance: accuracy {_shown(accuracy)} on the constitution's own tests "
             "covers 0.5. Labels, preference model and policy may follow something other than the "
             "principles."
         )
     elif accuracy is not None and accuracy.high < 0.5:
         found.append(
-            f"Feedback is worse than chance: accuracy {accuracy.format()} on the constitution's "
+            f"Feedback is worse than chance: accuracy {_shown(accuracy)} on the constitution's "
             "own tests. Its labels point away from the principles."
         )
     if accuracy is not None and baseline is not None and accuracy.low <= baseline.value:
         found.append(
-            f"Feedback does not beat taking the longer response: {accuracy.format()} against "
-            f"{baseline.format()}."
+            f"Feedback does not beat taking the longer response: {_shown(accuracy)} against "
+            f"{_shown(baseline)}."
         )
     same = feedback.same_position_rate
     if same is not None and same.value > SAME_POSITION_LIMIT:
         found.append(
             f"Feedback follows the position: the same one is preferred in both orders in "
-            f"{same.format()} of the tests."
+            f"{_shown(same)} of the tests."
         )
     num_unjudged = sum(feedback.unjudged.values())
     if feedback.num_comparisons and num_unjudged > UNJUDGED_LIMIT * feedback.num_comparisons:
@@ -146,12 +146,12 @@ def _preference_findings(model: PreferenceModelStory | None) -> list[str]:
     if model is not None and model.accuracy is not None and at_chance(model.accuracy):
         found.append(
             f"The preference model is at chance on held-out pairs: accuracy "
-            f"{model.accuracy.format()} covers 0.5. Its score is a weak reward."
+            f"{_shown(model.accuracy)} covers 0.5. Its score is a weak reward."
         )
     if model is not None and model.principle_tests is not None and at_chance(model.principle_tests):
         found.append(
             f"The preference model is at chance on the principle tests: "
-            f"{model.principle_tests.format()} covers 0.5."
+            f"{_shown(model.principle_tests)} covers 0.5."
         )
     return found
 
@@ -165,13 +165,22 @@ def _evaluation_findings(evaluation: EvaluationStory | None) -> list[str]:
         before, after = first[row.kind].refusal_rate, row.refusal_rate
         if row.kind == "benign" and before and after and after.low > before.high:
             found.append(
-                f"Over-refusal grew: {label(row.policy)} refuses {after.format()} of the benign "
-                f"prompts, {label(first[row.kind].policy)} {before.format()}."
+                f"Over-refusal grew: {label(row.policy)} refuses {_shown(after)} of the benign "
+                f"prompts, {label(first[row.kind].policy)} {_shown(before)}."
             )
+    repeated: dict[tuple[str, str], list[str]] = {}
+    for row in evaluation.rows:
         num = row.mean_words.num if row.mean_words else 0
         if num >= MIN_PROMPTS and row.common_phrase_prompts > BOILERPLATE_LIMIT * num:
-            found.append(
-                f"Boilerplate: {label(row.policy)} says \u201c{row.common_phrase}\u201d in "
-                f"{row.common_phrase_prompts} of {num} {label(row.kind)} responses."
-            )
+            where = f"{row.common_phrase_prompts} of {num} {label(row.kind)} prompts"
+            repeated.setdefault((row.policy, row.common_phrase), []).append(where)
+    for (policy, phrase), places in repeated.items():
+        found.append(
+            f"Boilerplate: {label(policy)} says \u201c{phrase}\u201d to {', '.join(places)}."
+        )
     return found
+
+
+def _shown(estimate: Estimate) -> str:
+    """As in a table, without a place to break the line."""
+    return estimate.format().replace(" ", "\u00a0")

@@ -237,9 +237,9 @@ class Models:
             return base.generator()
         from cai import adapters
 
-        tuned = adapters.load(
-            base.model, adapter.verified_folder(), adapter=POLICY, base_sha256=base.sha256
-        )
-        merged = adapters.merged_copy(tuned, adapter=POLICY)
-        tuned.unload()
-        return base.generator(merged)
+        folder = adapter.verified_folder() / "adapter"
+        tuned = adapters.load(base.model, folder, adapter=POLICY, base_sha256=base.sha256)
+        try:
+            return base.generator(adapters.merged_copy(tuned, POLICY))
+        finally:
+            tuned.unload()

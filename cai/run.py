@@ -33,6 +33,9 @@ from cai.schema import to_config
 
 log = logging.getLogger("cai")
 
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+"""The user asks for tracebacks; read before `_hydra_raises` sets the variable for Hydra."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -60,7 +63,6 @@ def main() -> int:
         flags=tuple(text for text in arguments if not is_override(text)),
         overrides=tuple(text for text in arguments if is_override(text)),
     )
-    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with _signals_interrupt(), _hydra_raises():
             _check(arguments, line)
@@ -74,7 +76,7 @@ def main() -> int:
             _say(f"Settings are key=value, without dashes. See: {PROGRAM} --help")
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:  # the process boundary: everything becomes a line and a code
-        if full_error:
+        if FULL_ERROR:
             raise
         return _report(error, line)
     return _summarise()
@@ -92,7 +94,7 @@ def _compose_and_run(cfg: DictConfig) -> float | None:
     except Exception as error:  # recorded and shown at once; a multirun goes on with its other jobs
         _failures.append(Failure(job=job, error=error))
         if isinstance(error, UserError):
-            log.error("Error: %s", error)
+            log.error("Error: %s", error, exc_info=FULL_ERROR)
         else:
             log.exception("Failed: %s", type(error).__name__)
             log.error("What is done is kept. Go on with: %s", job.command)

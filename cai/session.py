@@ -12,7 +12,6 @@ import errno
 import json
 import logging
 import os
-import resource
 import sys
 import time
 import warnings
@@ -33,7 +32,7 @@ from cai.models import Models, dtype_of
 from cai.phases import rlaif, sl_cai
 from cai.plan import plan_text
 from cai.report import write_report
-from cai.summary import summarise
+from cai.summary import terminal_summary
 from cai.tracking import MemoryTracker, RunTracker, Tracker, config_record, open_tracker
 
 log = logging.getLogger("cai")
@@ -78,7 +77,9 @@ def _execute(config: Config, job: Job) -> float | None:
         config.logger,
         run_dir=run_dir,
         output_dir=Path(config.output_dir),
-        group=job.sweep or job.choices.get("experiment") or f"{config.phase.name}-{config.constitution.name}",
+        group=job.sweep
+        or job.choices.get("experiment")
+        or f"{config.phase.name}-{config.constitution.name}",
         job_type=config.phase.name,
         tags=(config.constitution.name, config.model.name),
         run_config={"cai": config_record(config)},
@@ -92,7 +93,14 @@ def _execute(config: Config, job: Job) -> float | None:
         told = account.tell(config, job, context, outputs, started=when, seconds=seconds)
         _publish(told, run_dir, tracker)
         status = "done"
-        print(summarise(told.story, report=run_dir / "report.html", wandb=tracker.notice()))
+        print(
+            terminal_summary(
+                told.story,
+                report_path=run_dir / "report.html",
+                notice=tracker.notice(),
+                encoding=sys.stdout.encoding,
+            )
+        )
         return told.objective
     finally:
         tracker.close(0 if status == "done" else 1)
@@ -139,9 +147,7 @@ def _context(config: Config, job: Job, *, tracker: Tracker) -> RunContext:
         run_dir=Path(job.run_dir),
         store=Store(root=Path(config.output_dir) / "store"),
         tracker=tracker,
-        constitution=constitution.load(
-            config.constitution.document, folder=paths.CONSTITUTIONS
-        ),
+        constitution=constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS),
         models=Models(config.hardware),
         hardware=config.hardware,
         seed=config.seed,

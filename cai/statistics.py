@@ -49,15 +49,21 @@ class Estimate:
         if self.num < 2 and width == 0:
             return f"{self.value:.3g}, n = {self.num}"
         digits = interval_digits(width)
-        low, high = f"{self.low:.{digits}f}", f"{self.high:.{digits}f}"
-        return f"{self.value:.{digits}f} [{low}, {high}], n = {self.num:,}"
+        value, low, high = (fixed(x, digits) for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}], n = {self.num:,}"
 
 
 def interval_digits(width: float) -> int:
-    """Decimals that show an interval's half-width to two figures, between 0 and 4."""
+    """Decimals that suit an interval of this width: rates of some dozens of cases get two."""
     if not math.isfinite(width) or width <= 0:
         return 2
-    return min(4, max(0, 1 - math.floor(math.log10(width / 2))))
+    return sum(width < limit for limit in (10, 3, 0.1, 0.01))
+
+
+def fixed(value: float, digits: int) -> str:
+    """The number with so many decimals, without a minus sign before zeros."""
+    shown = f"{value:.{digits}f}"
+    return shown.removeprefix("-") if float(shown) == 0 else shown
 
 
 def wilson_interval(num_successes: float, num: int) -> Estimate | None:

@@ -20,7 +20,7 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_LABELS = {"sl_cai": "SL-CAI", "rl_cai": "RL-CAI", "dpo_cai": "DPO-CAI"}
+_LABELS = {"sl_cai": "SL-CAI", "rl_cai": "RL-CAI", "rlaif": "RLAIF", "rlhf": "RLHF", "dpo": "DPO"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +131,7 @@ class FeedbackStory:
     """How good the feedback model's labels are, and what they look like."""
 
     num_comparisons: int
+    """Pairs put to it, those without a label included."""
     unjudged: dict[str, int]
     """Pairs without a label, by reason."""
     accuracy: Estimate | None = None
@@ -285,7 +286,7 @@ def visible(text: str) -> str:
 
 
 def label(name: str) -> str:
-    """A policy's or prompt kind's name for people: `sl_cai` is SL-CAI, `red_team` is red team."""
+    """A policy's, phase's or kind's name for people: SL-CAI for `sl_cai`."""
     return _LABELS.get(name, name.replace("_", " "))
 
 

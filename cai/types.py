@@ -197,7 +197,7 @@ class FeedbackCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestLikelihood:
+class LikelihoodTest:
     """How probable a policy finds the two responses of one principle test."""
 
     principle_id: str
@@ -206,6 +206,21 @@ class TestLikelihood:
     better: float
     """Mean log-probability per token of the better response, nats."""
     worse: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPair:
+    """A held-out pair under the preference model."""
+
+    name: str
+    """Prompt of a validation pair, or `<principle>-<index>` of a principle test."""
+    principle_id: str | None
+    prob_a: float
+    """The label; 1.0 for a principle test, whose better response is a."""
+    score_a: float
+    score_b: float
+    a_is_longer: bool | None
+    """By characters; None when equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,9 @@ def test_next_token_logprobs_are_normalised_and_padding_invariant() -> None:
     together = generator().next_token_logprobs(PROMPTS)
     assert torch.allclose(together.exp().sum(-1), torch.ones(4), atol=1e-5)
     for row, prompt in enumerate(PROMPTS):
-        assert torch.allclose(together[row], generator().next_token_logprobs([prompt])[0], atol=1e-4)
+        assert torch.allclose(
+            together[row], generator().next_token_logprobs([prompt])[0], atol=1e-4
+        )
 
 
 def test_a_prompt_that_leaves_no_room_does_not_fit() -> None:

@@ -128,12 +128,15 @@ def test_preferred_side_folds_pairs_so_that_calibration_can_be_seen():
     ("estimate", "text"),
     [
         (Estimate(value=34 / 60, low=0.441, high=0.684, num=60), "0.57 [0.44, 0.68], n = 60"),
-        (Estimate(value=81.26, low=74.3, high=88.6, num=1200), "81.3 [74.3, 88.6], n = 1,200"),
+        (Estimate(value=81.26, low=74.3, high=88.6, num=1200), "81 [74, 89], n = 1,200"),
         (Estimate(value=812.6, low=743, high=886, num=9), "813 [743, 886], n = 9"),
         (
             Estimate(value=0.0123, low=0.0101, high=0.0145, num=80),
             "0.0123 [0.0101, 0.0145], n = 80",
         ),
+        (Estimate(value=-0.002, low=-0.43, high=0.4, num=16), "0.00 [-0.43, 0.40], n = 16"),
+        (Estimate(value=0.854, low=0.728, high=0.928, num=48), "0.85 [0.73, 0.93], n = 48"),
+        (Estimate(value=0.523, low=0.503, high=0.543, num=900), "0.523 [0.503, 0.543], n = 900"),
         (Estimate(value=0.5, low=0.5, high=0.5, num=1), "0.5, n = 1"),
         (Estimate(value=3, low=3, high=3, num=8), "3.00 [3.00, 3.00], n = 8"),
         (Estimate(value=1.0, low=0.21, high=1.0, num=1), "1.00 [0.21, 1.00], n = 1"),

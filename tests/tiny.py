@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import random
+from collections.abc import Sequence
 
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from cai import adapters
 from cai.config import (
     HardwareConfig,
     KLControl,
@@ -17,6 +22,9 @@ from cai.config import (
     RevisionsUsed,
     SLPolicyConfig,
 )
+from cai.heads import ScoreHead
+from cai.loaders import PairExample, SFTExample
+from cai.rollout import Heads, Sampled
 
 VOCAB_SIZE = 300
 EOS_ID = 2
@@ -106,3 +114,98 @@ def ppo_config(learning_rate: float = 1e-3, **changes: object) -> PPOConfig:
         "value_learning_rate": learning_rate,
     }
     return PPOConfig(**(values | changes))
+
+
+def random_ids(rng: random.Random, low: int, high: int) -> tuple[int, ...]:
+    """Between `low` and `high` - 1 ordinary tokens."""
+    return tuple(rng.randrange(10, VOCAB_SIZE) for _ in range(rng.randrange(low, high)))
+
+
+def sft_examples(num: int = 10, seed: int = 0) -> list[SFTExample]:
+    rng = random.Random(seed)
+    return [SFTExample(random_ids(rng, 2, 9), (*random_ids(rng, 0, 9), EOS_ID)) for _ in range(num)]
+
+
+def pair_examples(num: int = 10, seed: int = 0) -> list[PairExample]:
+    rng = random.Random(seed)
+    return [
+        PairExample(
+            random_ids(rng, 2, 9),
+            (*random_ids(rng, 0, 9), EOS_ID),
+            (*random_ids(rng, 0, 9), EOS_ID),
+            rng.random(),
+            rng.choice([0.5, 1.0]),
+        )
+        for _ in range(num)
+    ]
+
+
+def tiny_prompts(num: int, seed: int) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [random_ids(rng, 2, 7) for _ in range(num)]
+
+
+@torch.no_grad()
+def sample_plainly(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[Sampled]:
+    """Ancestral sampling, one prompt at a time, without a cache: slow and simple."""
+    samples = []
+    for row, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(1000 * seed + row)
+        ids: list[int] = []
+        total = 0.0
+        while len(ids) < max_new_tokens and EOS_ID not in ids:
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, -1].float()
+            logp = (logits / temperature).log_softmax(-1)
+            chosen = int(torch.multinomial(logp.exp(), 1, generator=generator))
+            total += float(logp[chosen])
+            ids.append(chosen)
+        samples.append(
+            Sampled(
+                prompt_ids=prompt,
+                response_ids=tuple(ids),
+                finished=ids[-1] == EOS_ID,
+                logprob=total,
+            )
+        )
+    return samples
+
+
+def ppo_setup(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[PeftModel, Heads]:
+    """A model with adapters policy = reference (both not zero) and preference, and its heads."""
+    model = adapters.attach(tiny_model(dtype=dtype), lora(), adapter="reference", seed=seed)
+    adapters.add(model, lora(), "preference", seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("reference", "preference"):
+        for layer in adapters.lora_layers(model, name).values():
+            layer.lora_B[name].weight.data.normal_(0, 0.05, generator=generator)
+    adapters.copy_adapter(model, "reference", "policy")
+    head = ScoreHead(32, seed=seed)
+    head.linear.weight.data *= 3
+    return model, Heads(value=head.as_value_head(), preference=head)
+
+
+class Sampler:
+    """`sample(iteration)` for `train_ppo`: a pure function of the round and the policy."""
+
+    def __init__(self, model: PeftModel, config: PPOConfig, seed: int = 0) -> None:
+        self.model = model
+        self.config = config
+        self.seed = seed
+        self.merged = adapters.merged_copy(model, "policy")
+
+    def __call__(self, iteration: int) -> list[Sampled]:
+        adapters.refresh_merged(self.merged, self.model, "policy")
+        return sample_plainly(
+            self.merged,
+            tiny_prompts(self.config.rollouts_per_iteration, 100 * self.seed + iteration),
+            seed=100 * self.seed + iteration,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+        )

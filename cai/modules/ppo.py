@@ -2,7 +2,8 @@
 
 The module gets finished rollouts (`rollout.py`) and makes `ppo_epochs` passes of `num_minibatches`
 optimizer steps over them. Defaults follow the paper: clip 0.2, discount 1, KL in the reward, no
-entropy bonus, constant learning rate after warm-up. The details that experts check (`peers.md` 4b):
+entropy bonus, constant learning rate after warm-up. The details that experts check (after
+Huang et al. 2024, arXiv:2403.17031, and the codes it compares):
 
  1. Settings: all in `conf/`; AdamW with epsilon 1e-5, lambda 0.95, value coefficient 0.1.
  2. Temperature divides the logits of sampler, old, new and reference alike; no top-k or top-p.
@@ -16,7 +17,7 @@ entropy bonus, constant learning rate after warm-up. The details that experts ch
  8. Advantages whitened over valid tokens of the whole round, rewards optionally (no shift), both
     with the population's deviation.
  9. GAE over response tokens, value 0 after the end; a cut response counts as ended and pays
-    `missing_eos_penalty`. Bootstrapping at the cut is refused: the penalty is the paper trail.
+    `missing_eos_penalty`. No bootstrap at the cut: it would pay for what was never sampled.
 10. Returns from unwhitened advantages; values belong to the state before the token; clipped
     value loss, the larger of both, halved.
 11. Value head starts from the preference head (`ScoreHead.as_value_head`), own learning rate.
@@ -41,7 +42,7 @@ entropy bonus, constant learning rate after warm-up. The details that experts ch
 Shapes: B sequences, T response tokens, N response tokens of a micro-batch.
 """
 
-# ruff: noqa: N803, N806, N815 -- names end in their shape
+# ruff: noqa: N803, N806 -- names end in their shape
 
 from __future__ import annotations
 

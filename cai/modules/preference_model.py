@@ -50,6 +50,9 @@ class PreferenceModule(LightningModule):
         self.strict_loading = False
         self.model = model
         self.head = head
+        # Differences of scores do not contain it: its gradient is rounding noise, which Adam would
+        # blow up to steps of full size.
+        head.linear.bias.requires_grad_(False)
         self.adapter = adapter
         self.config = config
         self.total_steps = total_steps

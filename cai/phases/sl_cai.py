@@ -48,9 +48,7 @@ class Outputs:
 def train(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Trained:
     """Everything up to the SL-CAI policy; phase 2 begins with the same stages."""
     num = config.prompts
-    prompts = sampling.prompts(
-        context, config=num, sources=inputs.data, domain=inputs.domain
-    )
+    prompts = sampling.prompts(context, config=num, sources=inputs.data, domain=inputs.domain)
     drafts = sampling.drafts(
         context, model=inputs.model, config=config.drafts, source=prompts, num=num.num_red_team
     )

@@ -19,11 +19,14 @@ from cai.evaluation import is_refusal, mean_logprobs
 from cai.feedback import principle_tests
 from cai.models import role_key
 from cai.stages import sampling
-from cai.stages.training import scorer
-from cai.types import Evaluated, Message, Response, TestLikelihood
+from cai.stages.training import Score, a_is_longer, scorer
+from cai.types import Evaluated, Message, Response, ScoredPair, LikelihoodTest
 
+PM_TESTS = "pm_tests.jsonl"
 TESTS_PER_SHARD = 4
 """Eight sequences per forward pass; part of the stage, as batches decide the last digits."""
+
+Tests = list[tuple[Principle, int, PrincipleTest]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ def likelihoods(
 
         def make(
             chunk: Sequence[tuple[Principle, int, PrincipleTest]], _advance: Callable[[int], None]
-        ) -> list[TestLikelihood]:
+        ) -> list[LikelihoodTest]:
             asked = [[Message(role="user", content=test.prompt)] for _, _, test in chunk]
             means = mean_logprobs(
                 generator,
@@ -62,7 +65,7 @@ def likelihoods(
                 system=model.system_prompt,
             )
             return [
-                TestLikelihood(
+                LikelihoodTest(
                     principle_id=principle.id,
                     test_index=index,
                     policy=policy,
@@ -75,7 +78,7 @@ def likelihoods(
         records = in_shards(
             work,
             tests,
-            kind=TestLikelihood,
+            kind=LikelihoodTest,
             shard_size=TESTS_PER_SHARD,
             make=make,
             unit="tests",
@@ -100,19 +103,45 @@ def likelihoods(
     )
 
 
+def _scored_tests(score: Score, tests: Tests) -> list[ScoredPair]:
+    """Principle tests under the preference model, which never saw them; a is the better one."""
+    scores = score(
+        [
+            ([Message(role="user", content=test.prompt)], text)
+            for _, _, test in tests
+            for text in (test.better, test.worse)
+        ]
+    )
+    return [
+        ScoredPair(
+            name=f"{principle.id}-{index}",
+            principle_id=principle.id,
+            prob_a=1.0,
+            score_a=scores[2 * row],
+            score_b=scores[2 * row + 1],
+            a_is_longer=a_is_longer(test.better, test.worse),
+        )
+        for row, (principle, index, test) in enumerate(tests)
+    ]
+
+
 def _evaluated(
     context: RunContext,
     *,
     model: ModelConfig,
+    config: EvaluationConfig,
     responses: dict[str, Artifact],
     preference_model: Artifact | None,
 ) -> Artifact:
+    tests = principle_tests(context.constitution, num=config.num_tests, seed=context.seed)
+
     def run(work: Work) -> None:
         rows = [row for artifact in responses.values() for row in artifact.records(Response)]
         scores: list[float | None] = [None] * len(rows)
         if preference_model:
-            score = scorer(context, model=model, preference_model=preference_model)
-            scores = score([(row.prompt.messages, row.sample) for row in rows])
+            with scorer(context, model=model, preference_model=preference_model) as score:
+                scores = list(score([(row.prompt.messages, row.sample.text) for row in rows]))
+                work.write_records(_scored_tests(score, tests), PM_TESTS)
         records = [
             Evaluated(response=row, score=value, refusal=is_refusal(row.sample.text))
             for row, value in zip(rows, scores, strict=True)
@@ -127,9 +156,9 @@ def _evaluated(
         Stage(
             name="evaluation",
             version=1,
-            config={},
+            config={"num_tests": config.num_tests},
             inputs=inputs,
-            identity={"model": role_key(model)},
+            identity={"model": role_key(model), "constitution": context.constitution.digest},
             expect={"policies": len(responses)},
             run=run,
         )
@@ -161,12 +190,14 @@ def evaluate(
         for policy, adapter in policies.items()
     }
     likely = {
-        policy: likelihoods(
-            context, policy=policy, model=model, adapter=adapter, config=config
-        )
+        policy: likelihoods(context, policy=policy, model=model, adapter=adapter, config=config)
         for policy, adapter in policies.items()
     }
     evaluated = _evaluated(
-        context, model=model, responses=answered, preference_model=preference_model
+        context,
+        model=model,
+        config=config,
+        responses=answered,
+        preference_model=preference_model,
     )
     return Evaluation(responses=answered, likelihoods=likely, evaluated=evaluated)

@@ -54,9 +54,7 @@ def prompts(
             kind: data.load_prompts(source, kind=kind, evaluation_frac=sources.evaluation_frac)
             for kind, source in by_kind.items()
         }
-        own = (
-            data.load_domain(domain, evaluation_frac=sources.evaluation_frac) if domain else []
-        )
+        own = data.load_domain(domain, evaluation_frac=sources.evaluation_frac) if domain else []
         chosen: dict[Split, list[Prompt]] = {split: [] for split in Split}
         for (split, kind), num in counts.items():
             chosen[split] += data.select(
@@ -76,13 +74,17 @@ def prompts(
             "domain": sum(prompt.id in ids for prompt in everything),
         }
 
-    hashes = {str(kind): data.source_digest(source) for kind, source in by_kind.items()}
+    hashes = {
+        str(kind): data.source_digest(source, setting=f"data.{kind}")
+        for kind, source in by_kind.items()
+    }
     return context.run(
         Stage(
             name="prompts",
             version=1,
             config={
                 "counts": dataclasses.asdict(config),
+                "sources": {str(k): dataclasses.asdict(source) for k, source in by_kind.items()},
                 "domain": domain,
                 "domain_frac": sources.domain_frac,
                 "evaluation_frac": sources.evaluation_frac,

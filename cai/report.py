@@ -1,0 +1,449 @@
+"""`report.html`: the run's story on one page that needs nothing else.
+
+One file, no script, no outside resource, and a content policy that forbids both, since most of its
+text was written by models and strangers. Text is made legible (`visible`), then escaped (Jinja
+autoescape), in one place: the environment's `finalize`. The only markup that passes is what
+`charts` made. Sections whose part of the story is missing are left out.
+
+Revisions are shown with word differences (difflib). Very long texts are cut with a count of what
+is left out, so that one runaway response does not bury the page.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from cai.artifacts import write_atomically
+from cai.charts import (
+    Chart,
+    IntervalRow,
+    calibration_chart,
+    histogram,
+    interval_chart,
+    line_chart,
+    num_not_finite,
+)
+from cai.findings import findings, key_metrics
+from cai.statistics import Estimate
+from cai.story import (
+    ConstitutionStory,
+    Curve,
+    EvaluationStory,
+    FeedbackStory,
+    PreferenceModelStory,
+    RunStory,
+    duration,
+    label,
+    number,
+    visible,
+)
+from cai.types import Prompt, RevisionChain, RevisionOutcome, RevisionStep
+
+MAX_CHARACTERS = 6000
+"""Of one text on the page."""
+MAX_DIFF_WORDS = 1500
+"""difflib takes quadratic time; longer texts are shown without marks."""
+
+_TOLD = {
+    RevisionOutcome.revised: "Revision",
+    RevisionOutcome.unchanged: "Revision: the response is repeated unchanged",
+    RevisionOutcome.empty_revision: "Revision: nothing was written, the response before it is kept",
+    RevisionOutcome.too_long: "No critique: the conversation did not fit the context",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffPart:
+    """A stretch of words: `same`, `ins` or `del`."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Section:
+    id: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Figure:
+    title: str
+    note: str
+    chart: Chart | None
+    num_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepView:
+    step: int
+    principle_id: str
+    principle: str
+    critique: str | None
+    told: str
+    parts: tuple[DiffPart, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ChainView:
+    prompt: Prompt
+    draft: str
+    steps: tuple[_StepView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Column:
+    title: str
+    cells: tuple[Estimate | float | None, ...]
+    estimates: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Charts:
+    sl_policy: tuple[_Figure, ...]
+    feedback: tuple[_Figure, ...]
+    preference_model: tuple[_Figure, ...]
+    ppo: tuple[_Figure, ...]
+    evaluation: tuple[_Figure, ...]
+
+
+def write_report(story: RunStory, path: Path) -> None:
+    """Write the page; a reader sees the old file or the new one, never a part."""
+    write_atomically(path, render_report(story).encode("utf-8"))
+
+
+def render_report(story: RunStory) -> str:
+    """The page as text."""
+    columns = _principle_columns(story.constitution)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            story=story,
+            sections=_sections(story, has_principles=bool(columns)),
+            warnings=findings(story),
+            metrics=key_metrics(story),
+            run_facts=_run_facts(story),
+            outcome_names=_outcome_names(story),
+            chains=_chains(story),
+            charts=_charts(story),
+            feedback_rows=_feedback_rows(story.feedback),
+            preference_rows=_preference_rows(story.preference_model),
+            has_scores=_has_scores(story.evaluation),
+            principle_columns=columns,
+            reproduce_facts=_reproduce_facts(story),
+        )
+    )
+
+
+def word_diff(before: str, after: str) -> tuple[DiffPart, ...]:
+    """Word-level differences; texts too long for difflib come back as one unmarked part.
+
+    White space before a change is outside of it, and removed words are set apart from added ones:
+    marks then hold words only.
+    """
+    old, new = _words(before), _words(after)
+    if max(len(old), len(new)) > MAX_DIFF_WORDS:
+        return (DiffPart(kind="same", text=after),)
+    parts: list[DiffPart] = []
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    for same, a0, a1, b0, b1 in _without_scraps(matcher.get_opcodes()):
+        removed, added = "".join(old[a0:a1]), "".join(new[b0:b1])
+        if same:
+            parts.append(DiffPart(kind="same", text=added))
+            continue
+        bare_removed, bare_added = removed.lstrip(), added.lstrip()
+        whole, bare = (added, bare_added) if added else (removed, bare_removed)
+        gap = "\n" if "\n" in bare_removed + bare_added else " "
+        parts += [
+            DiffPart(kind="same", text=whole[: len(whole) - len(bare)]),
+            DiffPart(kind="del", text=bare_removed),
+            DiffPart(kind="same", text=gap if bare_removed and bare_added else ""),
+            DiffPart(kind="ins", text=bare_added),
+        ]
+    return tuple(part for part in parts if part.text)
+
+
+def _without_scraps(
+    opcodes: Sequence[tuple[str, int, int, int, int]],
+) -> list[tuple[bool, int, int, int, int]]:
+    """Opcodes as (same, a0, a1, b0, b1), where words kept by accident are part of a change.
+
+    A kept stretch that is no longer than the change on either side of it is scrap: a rewritten
+    paragraph that shares only "the" and "a day" reads better as one removal and one addition. The
+    rule is the semantic clean-up of google/diff-match-patch (Fraser).
+    """
+    merged = [(tag == "equal", a0, a1, b0, b1) for tag, a0, a1, b0, b1 in opcodes]
+    place = 1
+    while place < len(merged) - 1:
+        before, kept, after = merged[place - 1 : place + 2]
+        sides = (max(op[2] - op[1], op[4] - op[3]) for op in (before, after))
+        if kept[0] and not before[0] and not after[0] and kept[2] - kept[1] <= min(sides):
+            merged[place - 1 : place + 2] = [(False, before[1], after[2], before[3], after[4])]
+            place = max(1, place - 2)
+        else:
+            place += 1
+    return merged
+
+
+def _words(text: str) -> list[str]:
+    """Words with the white space before them, so that a changed phrase is one stretch."""
+    return re.findall(r"\s*\S+|\s+", text)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "clip": _clip,
+        "label": label,
+        "number": number,
+        "optional": lambda value: "" if value is None else number(value),
+        "duration": duration,
+        "seconds": lambda value: f"{value:,.1f}",
+        "memory": lambda value: f"{value / 1e9:.2f} GB",
+        "drawing": Markup,
+    }
+    return environment
+
+
+def _finalize(value: object) -> object:
+    """The one gate that every printed value passes before it is escaped."""
+    assert value is not None, "the template prints a missing value"
+    if isinstance(value, Markup):
+        return value
+    return visible(value) if isinstance(value, str) else value
+
+
+def _clip(text: str) -> str:
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[:MAX_CHARACTERS]}\u2026 [{len(text) - MAX_CHARACTERS:,} more characters]"
+
+
+def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
+    known = [
+        (True, "shows", "What this run shows"),
+        (True, "run", "What was run"),
+        (story.constitution, "constitution", "The constitution"),
+        (story.revisions, "revisions", "Drafts, critiques, revisions"),
+        (story.sl_policy, "sl-policy", "SL-CAI fine-tune"),
+        (story.feedback, "feedback", "Feedback quality"),
+        (story.preference_model, "preference-model", "Preference model"),
+        (story.ppo, "ppo", "Reinforcement learning"),
+        (story.examples, "examples", "Before and after"),
+        (story.evaluation, "evaluation", "Evaluation"),
+        (has_principles, "principles", "Results by principle"),
+        (story.stages, "stages", "Stages"),
+        (story.limits, "limits", "Limits"),
+        (True, "reproduce", "How to reproduce"),
+    ]
+    return [_Section(id=name, title=title) for present, name, title in known if present]
+
+
+def _run_facts(story: RunStory) -> list[tuple[str, str]]:
+    head = story.headline
+    memory = f"{head.peak_memory_bytes / 1e9:.2f} GB" if head.peak_memory_bytes else "not measured"
+    return [
+        ("Phase", head.phase),
+        ("Constitution", head.constitution),
+        *((f"Model: {role}", name) for role, name in head.models.items()),
+        ("Seed", str(head.seed)),
+        ("Started", head.started),
+        ("Time", f"{duration(head.seconds)} ({head.seconds:,.1f} s)"),
+        ("Peak memory", memory),
+        ("Hardware", head.hardware),
+        ("Folder", head.run_dir),
+    ]
+
+
+def _reproduce_facts(story: RunStory) -> list[tuple[str, str]]:
+    versions = story.headline.versions
+    return [("Seed", str(story.headline.seed)), *versions.items()]
+
+
+def _outcome_names(story: RunStory) -> list[str]:
+    """Outcomes that occurred, `revised` and `unchanged` in any case."""
+    if story.revisions is None:
+        return []
+    seen = set(itertools.chain.from_iterable(story.revisions.outcomes))
+    known = [outcome.value for outcome in RevisionOutcome]
+    always = {RevisionOutcome.revised.value, RevisionOutcome.unchanged.value}
+    return [name for name in known if name in seen | always] + sorted(seen - set(known))
+
+
+def _chains(story: RunStory) -> list[_ChainView]:
+    principles = story.constitution.principles if story.constitution else ()
+    texts = {principle.id: principle.principle for principle in principles}
+    chains = story.revisions.chains if story.revisions else ()
+    return [_chain_view(chain, texts) for chain in chains]
+
+
+def _chain_view(chain: RevisionChain, principles: dict[str, str]) -> _ChainView:
+    before = [chain.draft.text, *(step.response for step in chain.steps)]
+    steps = zip(chain.steps, before, strict=False)
+    return _ChainView(
+        prompt=chain.prompt,
+        draft=chain.draft.text,
+        steps=tuple(_step_view(step, text, principles) for step, text in steps),
+    )
+
+
+def _step_view(step: RevisionStep, before: str, principles: dict[str, str]) -> _StepView:
+    changed = step.outcome is RevisionOutcome.revised
+    return _StepView(
+        step=step.step,
+        principle_id=step.principle_id,
+        principle=principles.get(step.principle_id, ""),
+        critique=step.critique.text if step.critique else None,
+        told=_TOLD[step.outcome],
+        parts=word_diff(_clip(before), _clip(step.response)) if changed else (),
+    )
+
+
+def _feedback_rows(feedback: FeedbackStory | None) -> list[tuple[str, Estimate]]:
+    if feedback is None:
+        return []
+    rows = [
+        ("Accuracy on the constitution's tests (chance 0.5)", feedback.accuracy),
+        ("Taking the longer response instead, same tests", feedback.longer_wins),
+        ("Tests where both orders prefer the same position", feedback.same_position_rate),
+        ("Comparisons where the two orders disagree", feedback.flip_rate),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _preference_rows(model: PreferenceModelStory | None) -> list[tuple[str, Estimate]]:
+    if model is None:
+        return []
+    rows = [
+        ("Accuracy on held-out pairs (chance 0.5)", model.accuracy),
+        ("Taking the longer response instead, same pairs", model.longer_wins),
+        ("Accuracy on the constitution's tests (chance 0.5)", model.principle_tests),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _has_scores(evaluation: EvaluationStory | None) -> bool:
+    return any(row.mean_score is not None for row in (evaluation.rows if evaluation else ()))
+
+
+def _principle_columns(constitution: ConstitutionStory | None) -> list[_Column]:
+    """Columns of the table by principle that hold any measurement."""
+    if constitution is None or not constitution.principles:
+        return []
+    rows = constitution.principles
+    counts = [
+        ("Drawn for critiques", tuple(row.num_critiques for row in rows)),
+        ("Drawn for comparisons", tuple(row.num_comparisons for row in rows)),
+        ("Share of training signal", tuple(row.signal_share for row in rows)),
+    ]
+    estimates = [
+        ("Revision rate", tuple(row.revision_rate for row in rows)),
+        ("Label decisiveness", tuple(row.decisiveness for row in rows)),
+        ("Flip rate", tuple(row.flip_rate for row in rows)),
+        ("Test accuracy", tuple(row.test_accuracy for row in rows)),
+    ]
+    columns = [
+        *(_Column(title=title, cells=cells, estimates=False) for title, cells in counts),
+        *(_Column(title=title, cells=cells, estimates=True) for title, cells in estimates),
+    ]
+    return [column for column in columns if any(cell is not None for cell in column.cells)]
+
+
+def _charts(story: RunStory) -> _Charts:
+    feedback, model = story.feedback, story.preference_model
+    return _Charts(
+        sl_policy=_curves(story.sl_policy.curves if story.sl_policy else (), "sl"),
+        feedback=_feedback_figures(feedback, story.constitution) if feedback else (),
+        preference_model=_preference_figures(model) if model else (),
+        ppo=_curves(story.ppo.curves if story.ppo else (), "ppo"),
+        evaluation=_evaluation_figures(story.evaluation) if story.evaluation else (),
+    )
+
+
+def _curves(curves: Sequence[Curve], prefix: str) -> tuple[_Figure, ...]:
+    return tuple(
+        _Figure(
+            title=curve.title,
+            note=curve.note,
+            chart=line_chart(curve, key=f"{prefix}-{i}"),
+            num_left_out=num_not_finite(curve),
+        )
+        for i, curve in enumerate(curves)
+    )
+
+
+def _drawn(title: str, note: str, chart: Chart | None) -> tuple[_Figure, ...]:
+    return (_Figure(title=title, note=note, chart=chart),) if chart else ()
+
+
+def _feedback_figures(
+    feedback: FeedbackStory, constitution: ConstitutionStory | None
+) -> tuple[_Figure, ...]:
+    tested = [
+        IntervalRow(name=principle.id, estimate=principle.test_accuracy)
+        for principle in (constitution.principles if constitution else ())
+        if principle.test_accuracy is not None
+    ]
+    reliability = calibration_chart(
+        feedback.bins, key="feedback-bins", x_label="stated confidence", y_label="share correct"
+    )
+    labels = histogram(
+        feedback.label_probabilities,
+        key="feedback-labels",
+        x_label="P(response a preferred)",
+        y_label="comparisons",
+    )
+    by_principle = interval_chart(
+        tested, key="feedback-principles", x_label="accuracy on its tests", reference=0.5
+    )
+    return (
+        *_drawn(
+            "Reliability of the feedback",
+            "On the dotted line, stated confidence is what comes true. Numbers are tests per bin.",
+            reliability,
+        ),
+        *_drawn(
+            "Labels the preference model learns from",
+            "A heap at 0.5 means that the feedback model hardly tells the responses apart.",
+            labels,
+        ),
+        *_drawn("Feedback accuracy by principle", "The dotted line is chance.", by_principle),
+    )
+
+
+def _preference_figures(model: PreferenceModelStory) -> tuple[_Figure, ...]:
+    reliability = calibration_chart(
+        model.bins, key="pm-bins", x_label="stated confidence", y_label="agreement with label"
+    )
+    return (
+        *_curves(model.curves, "pm"),
+        *_drawn(
+            "Reliability of the preference model", "Held-out pairs; numbers per bin.", reliability
+        ),
+    )
+
+
+def _evaluation_figures(evaluation: EvaluationStory) -> tuple[_Figure, ...]:
+    rows = [
+        IntervalRow(name=f"{label(row.kind)}: {label(row.policy)}", estimate=row.refusal_rate)
+        for row in evaluation.rows
+        if row.refusal_rate is not None
+    ]
+    chart = interval_chart(rows, key="refusals", x_label="refusal rate")
+    return _drawn("Refusal rate by prompt kind and policy", "95 % intervals.", chart)

@@ -1,0 +1,384 @@
+"""Training on Lightning: one Trainer in explicit lines, exact resume, signals left alone.
+
+Lightning 2.6 alone does not resume exactly, writes checkpoints that are not atomic, turns Ctrl-C
+into exit status 1 and swallows SIGTERM (all measured). Here the order of data
+is a function of the seed, the loader's place is in the checkpoint, every step begins with its own
+random stream, checkpoints are our own (`checkpoints.py`), and the signal handlers that were there
+stay in force. On one CPU thread in float32, a run that was killed anywhere and started again ends
+with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningModule, Trainer
+from peft import PeftModel
+
+from cai import adapters
+from cai.checkpoints import VerifiedCheckpointIO, checkpoint_path, newest, prune, step_of
+from cai.config import HardwareConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.errors import UserError
+from cai.faults import fault
+from cai.heads import ScoreHead
+from cai.loaders import (
+    EpochLoader,
+    PairExample,
+    RolloutLoader,
+    SFTExample,
+    collate_pairs,
+    collate_sft,
+)
+from cai.modules.ppo import PPOModule
+from cai.modules.preference_model import PreferenceModule
+from cai.modules.sft import SFTModule
+from cai.rollout import Heads, RolloutBatch, Sampled, build_rollouts
+from cai.seeds import derive_seed
+
+OnStep = Callable[[int, dict[str, float]], None]
+"""Called with (steps done, metrics) after every step; see `fit`."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def _signal_handlers() -> dict[signal.Signals, Any]:
+    return {number: signal.getsignal(number) for number in SIGNALS}
+
+
+def _restore_signal_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+class _Steps(Callback):
+    """What happens around every step: its random stream, its report, its checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        work_dir: Path,
+        max_steps: int,
+        checkpoint_every: int,
+        on_step: OnStep,
+        seed: int,
+        stage: str,
+        handlers: Mapping[signal.Signals, Any],
+    ) -> None:
+        self.work_dir = work_dir
+        self.max_steps = max_steps
+        self.checkpoint_every = checkpoint_every
+        self.on_step = on_step
+        self.seed = seed
+        self.stage = stage
+        self.handlers = handlers
+        self.done = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Undo Lightning's handlers: its SIGTERM ends a run with status 0."""
+        _restore_signal_handlers(self.handlers)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Whatever draws from the global stream draws the same after a resume."""
+        torch.manual_seed(derive_seed(self.seed, self.stage, "step", batch_idx))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Report first: a step that a checkpoint covers has been reported."""
+        self.done = batch_idx + 1
+        self.on_step(self.done, outputs["metrics"])
+        if self.done % self.checkpoint_every == 0 or self.done == self.max_steps:
+            trainer.save_checkpoint(checkpoint_path(self.work_dir, self.done))
+            prune(self.work_dir)
+            fault(f"{self.stage}:checkpoint")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back Lightning's advice; its errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _restore_finished(module: LightningModule, checkpoint: Path) -> None:
+    """Take the weights of a training that was complete but for what came after it."""
+    state = VerifiedCheckpointIO().load_checkpoint(checkpoint)
+    module.on_load_checkpoint(state)
+    module.load_state_dict(state["state_dict"], strict=False)
+
+
+def fit(
+    module: LightningModule,
+    loader: EpochLoader[Any, Any] | RolloutLoader[Any],
+    *,
+    work_dir: Path,
+    max_steps: int,
+    checkpoint_every: int,
+    hardware: HardwareConfig,
+    on_step: OnStep,
+    seed: int,
+    stage: str,
+) -> None:
+    """Train to `max_steps`, from the newest valid checkpoint in `work_dir` when there is one.
+
+    Args:
+        module: Its `training_step` returns `{"metrics": {name: number}}`.
+        loader: One batch per step; `len(loader)` is `max_steps`.
+        work_dir: Only this training's; checkpoints stay in it.
+        max_steps: Steps of the whole training: optimizer steps, or rounds of PPO.
+        checkpoint_every: Steps between checkpoints; there is always one after the last step.
+        hardware: Device.
+        on_step: Gets the absolute step, counted from 1. A step is reported before the checkpoint
+            that covers it, so after a kill the steps since the last checkpoint are computed and
+            reported once more, with the same number and the same values: keep one row per step.
+        seed: Of the random stream of every step.
+        stage: For fault points `<stage>:step` and `<stage>:checkpoint`.
+
+    Raises:
+        UserError: when more than one device is asked for.
+    """
+    if hardware.devices != 1:
+        raise UserError(
+            f"hardware.devices={hardware.devices}: training runs on one device. Type: "
+            "hardware.devices=1"
+        )
+    if len(loader) != max_steps:
+        raise AssertionError(f"{len(loader)} batches for {max_steps} steps")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = newest(work_dir)
+    if checkpoint is not None and step_of(checkpoint) == max_steps:
+        _restore_finished(module, checkpoint)
+        return
+    device = next(module.parameters()).device
+    handlers = _signal_handlers()
+    steps = _Steps(
+        work_dir=work_dir,
+        max_steps=max_steps,
+        checkpoint_every=checkpoint_every,
+        on_step=on_step,
+        seed=seed,
+        stage=stage,
+        handlers=handlers,
+    )
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            trainer = Trainer(
+                accelerator=hardware.accelerator,
+                devices=1,
+                max_epochs=1,
+                default_root_dir=work_dir,
+                callbacks=[steps],
+                plugins=[VerifiedCheckpointIO()],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                limit_val_batches=0,
+                use_distributed_sampler=False,
+            )
+            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into this.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        _restore_signal_handlers(handlers)
+        module.to(device)
+    if steps.done != max_steps:
+        raise AssertionError(f"{stage}: {steps.done} of {max_steps} steps were done")
+
+
+def train_sft(
+    model: PeftModel,
+    examples: Sequence[SFTExample],
+    *,
+    adapter: str,
+    config: SLPolicyConfig,
+    seed: int,
+    hardware: HardwareConfig,
+    work_dir: Path,
+    on_step: OnStep,
+    stage: str,
+) -> None:
+    """Fine-tune an adapter on responses (SL-CAI). The adapter is changed in place."""
+    loader = EpochLoader(
+        examples,
+        batch_size=config.batch_size,
+        micro_batch_size=hardware.micro_batch_size,
+        seed=seed,
+        num_epochs=config.num_epochs,
+        collate=collate_sft,
+    )
+    with adapters.training(model, adapter):
+        module = SFTModule(
+            model, adapter=adapter, config=config, total_steps=len(loader), stage=stage
+        )
+        fit(
+            module,
+            loader,
+            work_dir=work_dir,
+            max_steps=len(loader),
+            checkpoint_every=config.checkpoint_every,
+            hardware=hardware,
+            on_step=on_step,
+            seed=seed,
+            stage=stage,
+        )
+
+
+def train_preference_model(
+    model: PeftModel,
+    head: ScoreHead,
+    pairs: Sequence[PairExample],
+    *,
+    adapter: str,
+    config: PreferenceModelConfig,
+    seed: int,
+    hardware: HardwareConfig,
+    work_dir: Path,
+    on_step: OnStep,
+    stage: str,
+) -> None:
+    """Train an adapter and a score head on soft labels; both are changed in place.
+
+    The head is not calibrated here: score SL-CAI samples with `score_responses`, then call
+    `head.calibrate`.
+    """
+    loader = EpochLoader(
+        pairs,
+        batch_size=config.batch_size,
+        micro_batch_size=max(1, hardware.micro_batch_size // 2),
+        seed=seed,
+        num_epochs=config.num_epochs,
+        collate=collate_pairs,
+    )
+    with adapters.training(model, adapter):
+        module = PreferenceModule(
+            model, head=head, adapter=adapter, config=config, total_steps=len(loader), stage=stage
+        )
+        fit(
+            module,
+            loader,
+            work_dir=work_dir,
+            max_steps=len(loader),
+            checkpoint_every=config.checkpoint_every,
+            hardware=hardware,
+            on_step=on_step,
+            seed=seed,
+            stage=stage,
+        )
+
+
+def train_ppo(
+    model: PeftModel,
+    *,
+    heads: Heads,
+    policy_adapter: str,
+    reference_adapter: str,
+    preference_adapter: str,
+    sample: Callable[[int], list[Sampled]],
+    config: PPOConfig,
+    seed: int,
+    hardware: HardwareConfig,
+    work_dir: Path,
+    on_step: OnStep,
+    on_rollout: Callable[[int, RolloutBatch], None],
+    pad_id: int,
+    stage: str,
+) -> None:
+    """Optimise a policy adapter against the preference model; it and the value head change.
+
+    Args:
+        model: Base with the three adapters. The policy starts as a copy of the reference
+            (`adapters.copy_adapter`), before the first call and before a resume alike.
+        heads: The value head is trained; the preference head is used as it is.
+        policy_adapter: Learns.
+        reference_adapter: SL-CAI.
+        preference_adapter: Scores.
+        sample: Given the round, counted from 0, samples with the policy as it is then; a pure
+            function of the round and of the policy's weights.
+        config: Everything about PPO.
+        seed: Of the minibatches.
+        hardware: Device and micro-batch size.
+        work_dir: For checkpoints.
+        on_step: As in `fit`, once per round.
+        on_rollout: Gets each round's rollouts before the update; a round that a kill cut short is
+            sampled and passed again, the same.
+        pad_id: Fills rollouts; never read.
+        stage: For messages and fault points.
+    """
+    heads.preference.requires_grad_(False)
+    with adapters.training(model, policy_adapter):
+        module = PPOModule(
+            model,
+            value_head=heads.value.requires_grad_(True),
+            policy_adapter=policy_adapter,
+            reference_adapter=reference_adapter,
+            config=config,
+            micro_batch_size=hardware.micro_batch_size,
+            seed=seed,
+            stage=stage,
+        )
+
+        def make_rollouts(iteration: int) -> RolloutBatch:
+            if iteration != module.iteration:
+                raise AssertionError(f"round {iteration} was asked for in round {module.iteration}")
+            batch = build_rollouts(
+                model,
+                sample(iteration),
+                policy_adapter=policy_adapter,
+                reference_adapter=reference_adapter,
+                preference_adapter=preference_adapter,
+                heads=heads,
+                config=config,
+                kl_coef=module.kl_coef,
+                micro_batch_size=hardware.micro_batch_size,
+                pad_id=pad_id,
+                seed=seed,
+                iteration=iteration,
+                stage=stage,
+            )
+            on_rollout(iteration, batch)
+            return batch
+
+        fit(
+            module,
+            RolloutLoader(make_rollouts, config.num_iterations),
+            work_dir=work_dir,
+            max_steps=config.num_iterations,
+            checkpoint_every=config.checkpoint_every,
+            hardware=hardware,
+            on_step=on_step,
+            seed=seed,
+            stage=stage,
+        )

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from cai.batches import collate, split_by_length
+
+PAD = 0
+
+
+def test_a_batch_knows_where_its_response_tokens_are():
+    batch = collate([([5, 6], [7, 2]), ([8], [2])], pad_id=PAD)
+    assert batch.ids_BS.tolist() == [[5, 6, 7, 2], [8, 2, PAD, PAD]]
+    assert batch.mask_BS.tolist() == [[True] * 4, [True, True, False, False]]
+    assert batch.rows_N.tolist() == [0, 0, 1]
+    assert batch.positions_N.tolist() == [2, 3, 1]
+    assert batch.columns_N.tolist() == [0, 1, 0]
+    assert batch.targets_N.tolist() == [7, 2, 2]
+    assert batch.last_B.tolist() == [3, 1]
+
+
+def test_a_token_is_predicted_from_the_state_before_it():
+    batch = collate([([5, 6], [7, 2]), ([8], [2])], pad_id=PAD)
+    hidden = torch.arange(8.0).view(2, 4, 1)  # row * 4 + position
+    assert batch.states(hidden)[:, 0].tolist() == [1, 2, 4]
+    assert batch.last(hidden)[:, 0].tolist() == [3, 5]
+
+
+def test_the_mask_does_not_look_at_ids():
+    batch = collate([([5], [PAD, 2]), ([5, 6, 7], [2])], pad_id=PAD)
+    assert batch.mask_BS.sum(1).tolist() == [3, 4]
+    assert batch.targets_N.tolist() == [PAD, 2, 2]
+
+
+def test_an_empty_response_has_no_tokens():
+    batch = collate([([5, 6], []), ([8], [2])], pad_id=PAD)
+    assert batch.num_tokens == 1
+    assert batch.rows_N.tolist() == [1]
+    assert batch.last_B.tolist() == [1, 1]
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="a prompt has no tokens"):
+        collate([([], [2])], pad_id=PAD)
+
+
+def test_groups_are_alike_in_length_and_complete():
+    lengths = [3, 9, 1, 9, 5]
+    assert split_by_length(lengths, 2) == [[1, 3], [4, 0], [2]]

@@ -1,0 +1,131 @@
+"""A run that shows nothing must say so, and one that shows something must not be slandered."""
+
+import dataclasses
+
+import pytest
+import stories
+
+from cai import statistics
+from cai.findings import findings, key_metrics
+from cai.story import (
+    EvaluationRow,
+    EvaluationStory,
+    FeedbackStory,
+    PreferenceModelStory,
+    RevisionsStory,
+    RunStory,
+)
+
+RATE = statistics.wilson_interval
+
+
+def story(**parts):
+    return RunStory(headline=stories.headline(), **parts)
+
+
+def feedback(**values):
+    return FeedbackStory(**({"num_comparisons": 100, "unjudged": {}} | values))
+
+
+def row(policy, kind, refused, *, num=40, phrase="", prompts=1):
+    return EvaluationRow(
+        policy=policy,
+        kind=kind,
+        refusal_rate=RATE(refused, num),
+        mean_words=statistics.bootstrap_mean([1.0] * num, num_resamples=10, seed=0),
+        mean_score=None,
+        distinct_2=None,
+        distinct_4=None,
+        common_phrase=phrase,
+        common_phrase_prompts=prompts,
+    )
+
+
+def test_a_sound_run_has_no_warning():
+    sound = story(
+        revisions=RevisionsStory(outcomes=({"revised": 80, "unchanged": 20},)),
+        feedback=feedback(
+            accuracy=RATE(80, 100),
+            longer_wins=RATE(55, 100),
+            same_position_rate=RATE(10, 100),
+            unjudged={"identical": 20},
+        ),
+        preference_model=PreferenceModelStory(
+            num_ai=9, num_human=0, curves=(), accuracy=RATE(80, 100), principle_tests=RATE(80, 100)
+        ),
+        evaluation=EvaluationStory(rows=(row("base", "benign", 2), row("rl_cai", "benign", 4))),
+    )
+    assert findings(sound) == ()
+    assert findings(story()) == ()
+
+
+@pytest.mark.parametrize(
+    ("part", "start"),
+    [
+        ({"feedback": feedback(accuracy=RATE(53, 100))}, "Feedback is at chance: accuracy 0.53"),
+        ({"feedback": feedback(accuracy=RATE(20, 100))}, "Feedback is worse than chance"),
+        (
+            {"feedback": feedback(accuracy=RATE(70, 100), longer_wins=RATE(65, 100))},
+            "Feedback does not beat taking the longer response",
+        ),
+        ({"feedback": feedback(same_position_rate=RATE(87, 100))}, "Feedback follows the position"),
+        (
+            {"feedback": feedback(unjudged={"identical": 30, "too_long": 2, "empty": 0})},
+            "32 of 100 pairs could not be judged (identical: 30, too long: 2).",
+        ),
+        (
+            {
+                "preference_model": PreferenceModelStory(
+                    num_ai=9, num_human=0, curves=(), accuracy=RATE(12, 24)
+                )
+            },
+            "The preference model is at chance on held-out pairs",
+        ),
+        (
+            {"revisions": RevisionsStory(outcomes=({"revised": 3, "unchanged": 40},))},
+            "Most revision steps changed nothing",
+        ),
+        (
+            {
+                "evaluation": EvaluationStory(
+                    rows=(row("base", "benign", 1), row("rl_cai", "benign", 30))
+                )
+            },
+            "Over-refusal grew: RL-CAI refuses",
+        ),
+        (
+            {
+                "evaluation": EvaluationStory(
+                    rows=(
+                        row("rl_cai", "benign", 1, phrase="you are valid and valued", prompts=33),
+                        row("rl_cai", "red_team", 1, phrase="you are valid and valued", prompts=21),
+                    )
+                )
+            },
+            "Boilerplate: RL-CAI says \u201cyou are valid and valued\u201d to 33 of 40 benign prompts, "
+            "21 of 40 red team prompts.",
+        ),
+    ],
+)
+def test_each_failing_is_named(part, start):
+    (found,) = findings(story(**part))
+    assert found.replace("\xa0", " ").startswith(start)
+
+
+def test_own_warnings_come_last():
+    found = findings(story(feedback=feedback(accuracy=RATE(1, 2)), warnings=("own",)))
+    assert found[-1] == "own"
+    assert len(found) == 2
+
+
+def test_key_metrics_show_first_and_last_policy():
+    full = stories.full_story()
+    labels = [metric.label for metric in key_metrics(full)]
+    assert "Refusals, red team, base" in labels
+    assert "Refusals, red team, RL-CAI" in labels
+    assert "Refusals, red team, SL-CAI" not in labels
+    assert "Mean score, benign: RL-CAI - SL-CAI" in labels
+    assert key_metrics(dataclasses.replace(full, revisions=None))[0].comment == (
+        "chance 0.5; longer wins 0.56"
+    )
+    assert key_metrics(story()) == ()

@@ -1,0 +1,224 @@
+import dataclasses
+
+import pytest
+import torch
+
+from cai.adapters import active
+from cai.optimisation import NonFiniteError
+from cai.rollout import Sampled, build_rollouts, plan_minibatches, score_responses
+from tests.tiny import EOS_ID, PAD_ID, Sampler, ppo_config, ppo_setup
+
+ROUND = {
+    "policy_adapter": "policy",
+    "reference_adapter": "reference",
+    "preference_adapter": "preference",
+}
+
+
+def build(model, heads, samples, config, **changes):
+    settings = {
+        "kl_coef": config.kl_coef,
+        "micro_batch_size": 4,
+        "pad_id": PAD_ID,
+        "seed": 0,
+        "iteration": 0,
+        "stage": "policy",
+    }
+    return build_rollouts(
+        model, samples, heads=heads, config=config, **ROUND, **(settings | changes)
+    )
+
+
+@pytest.fixture(scope="module")
+def setup():
+    model, heads = ppo_setup()
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B.policy" in name:  # the policy has moved away from the reference
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    config = ppo_config(temperature=0.7, max_new_tokens=8)
+    return model, heads, config, Sampler(model, config)(0)
+
+
+def plain_logits(model, adapter, sample):
+    with torch.no_grad(), active(model, adapter):
+        ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+        return model(input_ids=ids).logits[0].float()
+
+
+def test_log_probabilities_are_those_of_the_whole_model_at_the_temperature(setup):
+    model, heads, config, samples = setup
+    batch = build(model, heads, samples, config)
+    for row, sample in enumerate(samples):
+        for adapter, found in (
+            ("policy", batch.old_logprobs_BT),
+            ("reference", batch.reference_logprobs_BT),
+        ):
+            logp = (plain_logits(model, adapter, sample) / 0.7).log_softmax(-1)
+            first = len(sample.prompt_ids)
+            expected = [
+                float(logp[first + t - 1, token]) for t, token in enumerate(sample.response_ids)
+            ]
+            torch.testing.assert_close(
+                found[row, : len(expected)], torch.tensor(expected), atol=1e-5, rtol=1e-5
+            )
+
+
+def test_the_sampler_and_the_training_engine_agree(setup):
+    model, heads, config, samples = setup
+    batch = build(model, heads, samples, config)
+    torch.testing.assert_close(
+        batch.old_logprobs_BT.sum(1).double(), batch.sampler_logprobs_B, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_scores_and_values_are_read_at_their_tokens(setup):
+    model, heads, config, samples = setup
+    batch = build(model, heads, samples, config)
+    for row, sample in enumerate(samples):
+        ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+        trunk = model.get_base_model().base_model
+        with torch.no_grad():
+            with active(model, "preference"):
+                score = heads.preference(trunk(ids).last_hidden_state[0])[-1]
+            with active(model, "policy"):
+                values = heads.value(trunk(ids).last_hidden_state[0])
+        torch.testing.assert_close(batch.scores_B[row], score, atol=1e-5, rtol=1e-5)
+        first, length = len(sample.prompt_ids), len(sample.response_ids)
+        torch.testing.assert_close(
+            batch.values_BT[row, :length],
+            values[first - 1 : first + length - 1],
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+
+def test_rewards_add_up_to_penalised_score_minus_kl(setup):
+    model, heads, config, samples = setup
+    batch = build(model, heads, samples, config)
+    kl = (batch.old_logprobs_BT - batch.reference_logprobs_BT).sum(1)
+    expected = batch.scores_B - 1.0 * (~batch.finished_B).float() - config.kl_coef * kl
+    torch.testing.assert_close(batch.rewards_BT.sum(1), expected, atol=1e-5, rtol=1e-5)
+    assert kl.abs().max() > 1e-3
+
+
+def test_advantages_are_whitened_over_the_tokens_of_the_whole_batch(setup):
+    model, heads, config, samples = setup
+    batch = build(model, heads, samples, config)
+    kept = batch.advantages_BT[batch.response_mask_BT]
+    assert float(kept.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(kept.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
+
+
+def tensors(batch):
+    return {
+        field.name: value
+        for field in dataclasses.fields(batch)
+        if isinstance(value := getattr(batch, field.name), torch.Tensor) and field.name != "ids_BS"
+    }
+
+
+def assert_same(one, other, atol):
+    for name, value in tensors(one).items():
+        torch.testing.assert_close(value, tensors(other)[name], atol=atol, rtol=0, msg=name)
+
+
+def test_what_is_in_the_padding_changes_nothing(setup):
+    model, heads, config, samples = setup
+    one, other = (build(model, heads, samples, config, pad_id=pad_id) for pad_id in (0, 299))
+    assert_same(one, other, atol=0.0)
+    for name, value in tensors(one).items():
+        if name.endswith("_BT"):
+            assert not value[~one.response_mask_BT].any(), name
+
+
+def test_micro_batches_change_nothing(setup):
+    model, heads, config, samples = setup
+    one, other = (build(model, heads, samples, config, micro_batch_size=size) for size in (1, 8))
+    assert_same(one, other, atol=2e-5)
+
+
+def test_an_empty_response_is_defined_and_left_out(setup):
+    model, heads, config, samples = setup
+    empty = Sampled(prompt_ids=(11, 12), response_ids=(), finished=False)
+    batch = build(model, heads, [*samples, empty], config)
+    assert batch.scores_B[-1] == 0
+    assert not batch.response_mask_BT[-1].any()
+    without = build(model, heads, samples, config)
+    torch.testing.assert_close(
+        batch.advantages_BT[:-1], without.advantages_BT, atol=2e-5, rtol=1e-5
+    )
+    for name, value in tensors(batch).items():
+        if name != "sampler_logprobs_B":
+            assert value.isfinite().all(), name
+
+
+def test_only_empty_responses_are_finite(setup):
+    model, heads, config, _ = setup
+    empty = [Sampled(prompt_ids=(11, 12), response_ids=(), finished=False)] * 3
+    batch = build(model, heads, empty, config)
+    assert batch.advantages_BT.shape == (3, 0)
+    assert batch.scores_B.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_immediate_end_of_sequence_is_a_response(setup):
+    model, heads, config, _ = setup
+    sample = Sampled(prompt_ids=(11, 12), response_ids=(EOS_ID,), finished=True)
+    batch = build(model, heads, [sample] * 2, config)
+    assert batch.response_mask_BT.tolist() == [[True], [True]]
+    assert batch.scores_B[0] != 0
+
+
+def test_equal_rewards_give_no_advantage_and_no_nan():
+    model, heads = ppo_setup()
+    heads.preference.linear.weight.data.zero_()
+    heads.value.linear.weight.data.zero_()
+    config = ppo_config(whiten_rewards=True, missing_eos_penalty=0.0)
+    samples = [Sampled(prompt_ids=(11, 12), response_ids=(13,), finished=True)] * 4
+    batch = build(model, heads, samples, config)
+    assert torch.equal(batch.advantages_BT, torch.zeros(4, 1))
+
+
+def test_a_score_that_is_not_finite_is_refused(setup):
+    model, heads, config, samples = setup
+    heads = dataclasses.replace(heads, preference=ppo_setup()[1].preference)
+    heads.preference.linear.weight.data[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="policy, step 1: one of scores_B is not finite"):
+        build(model, heads, samples, config)
+
+
+def test_minibatches_are_a_partition_and_a_function_of_their_arguments():
+    lengths = [5, 9, 3, 7, 7, 2, 8]
+
+    def plan(**changes):
+        settings = {"micro_batch_size": 2, "seed": 1, "iteration": 0, "epoch": 0}
+        return plan_minibatches(lengths, num_minibatches=3, **(settings | changes))
+
+    made = plan()
+    assert sorted(row for part in made for rows in part for row in rows) == list(range(7))
+    assert [sum(map(len, part)) for part in made] == [3, 2, 2]
+    assert made == plan()
+    for change in ({"seed": 2}, {"iteration": 1}, {"epoch": 1}):
+        assert plan(**change) != made
+
+
+def test_scores_do_not_depend_on_their_batch(setup):
+    model, heads, _, samples = setup
+    pairs = [(sample.prompt_ids, sample.response_ids) for sample in samples]
+
+    def scores(sequences, size):
+        return score_responses(
+            model,
+            heads.preference,
+            sequences,
+            adapter="preference",
+            micro_batch_size=size,
+            pad_id=PAD_ID,
+        )
+
+    together = scores(pairs, 8)
+    assert together == pytest.approx(scores(pairs, 1), abs=1e-5)
+    assert together == pytest.approx(scores(pairs[::-1], 3)[::-1], abs=1e-5)
+    assert scores([], 4) == []
+    assert model.active_adapter == "reference"
