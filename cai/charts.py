@@ -95,11 +95,12 @@ def line_chart(curve: Curve, *, key: str) -> Chart | None:
         for item, colour, dash in zip(series, _cycle(_SERIES), _cycle(_DASHES), strict=False):
             x, y = zip(*item.points, strict=True)
             marker = "o" if len(item.points) <= 12 else ""
-            axes.plot(x, y, dash, color=colour, marker=marker, markersize=4, label=item.name)
+            axes.plot(
+                x, y, dash, color=colour, marker=marker, markersize=4, label=_shorten(item.name)
+            )
         if len(series) > 1:
             axes.legend(loc="best", fontsize=10)
-        axes.set_xlabel(visible(curve.x_label))
-        axes.set_ylabel(visible(curve.y_label))
+        _name(axes, curve.x_label, curve.y_label)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         axes.margins(x=0.03, y=0.08)
 
@@ -135,8 +136,7 @@ def calibration_chart(
             )
         axes.set_xlim(low - 0.02, 1.02)
         axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        _name(axes, x_label, y_label)
 
     told = "; ".join(
         f"{item.low:.1f} to {item.high:.1f}: stated {item.mean_probability:.2f}, observed "
@@ -160,8 +160,7 @@ def histogram(values: Sequence[float], *, key: str, x_label: str, y_label: str) 
         axes.bar(edges, counts, width=0.05, align="edge", color=_SERIES[0], edgecolor=_PAPER)
         axes.axvline(0.5, linestyle=":", color=_INK, linewidth=1)
         axes.set_xlim(0, 1)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        _name(axes, x_label, y_label)
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.grid(visible=False, axis="x")
 
@@ -190,7 +189,7 @@ def interval_chart(
         axes.set_yticks(range(len(rows)), names, fontsize=10)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel(x_label)
+        _name(axes, x_label, "")
         axes.grid(visible=False, axis="y")
 
     told = "; ".join(f"{row.name}: {row.estimate.format()}" for row in rows)
@@ -203,6 +202,11 @@ def interval_chart(
 def num_not_finite(curve: Curve) -> int:
     """Points that a chart leaves out."""
     return sum(not math.isfinite(y) for item in curve.series for _, y in item.points)
+
+
+def _name(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(_shorten(visible(x_label), 48))
+    axes.set_ylabel(_shorten(visible(y_label), 30))
 
 
 def _finite(series: Series) -> Series:

@@ -12,6 +12,7 @@ is left out, so that one runaway response does not bury the page.
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -199,6 +200,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+", text)
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -267,7 +269,6 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
         ("Time", f"{duration(head.seconds)} ({head.seconds:,.1f} s)"),
         ("Peak memory", memory),
         ("Hardware", head.hardware),
-        ("Folder", head.run_dir),
     ]
 
 

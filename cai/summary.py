@@ -19,6 +19,8 @@ WIDTH = 100
 NUM_EXAMPLES = 2
 PROMPT_LINES = 2
 ANSWER_LINES = 3
+MAX_CHARACTERS = 4000
+"""Of one text: combining marks take no column, so columns alone do not bound a line."""
 
 _HARD_SPACE = "\x00"
 """Stands for a no-break space while lines are broken; `visible` leaves no other in a text."""
@@ -69,7 +71,7 @@ class _Page:
         return self._legible(text).replace(_HARD_SPACE, " ")
 
     def _legible(self, text: str) -> str:
-        text = " ".join(visible(text).replace("\u00a0", _HARD_SPACE).split())
+        text = " ".join(visible(text[:MAX_CHARACTERS]).replace("\u00a0", _HARD_SPACE).split())
         if self._ascii_only:
             text = text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
         return text
@@ -88,8 +90,8 @@ class _Page:
         """Wrapped text, `first` before the first line and `rest` before the others."""
         lines = wrap(self._legible(text), WIDTH - max(columns(first), columns(rest)))
         if max_lines is not None and len(lines) > max_lines:
-            lines = [*lines[: max_lines - 1], fit(lines[max_lines - 1], WIDTH - columns(rest) - 4)]
-            lines[-1] += " ..."
+            last = wrap(lines[max_lines - 1], WIDTH - columns(rest) - 4)[0]
+            lines = [*lines[: max_lines - 1], f"{last} ..."]
         starts = [first, *[rest] * (len(lines) - 1)]
         lines = [line.replace(_HARD_SPACE, " ") for line in lines]
         self.lines += [start + line for start, line in zip(starts, lines, strict=True)]
@@ -195,7 +197,7 @@ def wrap(text: str, width: int) -> list[str]:
         if line:
             lines.append(line)
         while columns(word) > width:
-            head = fit(word, width)
+            head = fit(word, width) or word[0]
             lines.append(head)
             word = word[len(head) :]
         line = word

@@ -36,6 +36,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cai.artifacts import write_atomically
 from cai.config import LoggerConfig, LoggerKind, WandbMode
 from cai.connectivity import choose_mode
 
@@ -98,9 +99,7 @@ class FileTracker:
         cells = _cells(name, columns, rows)
         self._tables.mkdir(exist_ok=True)
         text = json.dumps({"columns": list(columns), "rows": cells}) + "\n"
-        temporary = self._tables / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(text, encoding="ascii")
-        temporary.replace(self._tables / f"{name}.json")
+        write_atomically(self._tables / f"{name}.json", text.encode("ascii"))
         self._append(
             {"kind": "table", "name": name, "file": f"tables/{name}.json", "num_rows": len(cells)}
         )

@@ -55,7 +55,7 @@ def test_axes_are_labelled():
 def test_one_point_is_a_marker():
     one = charts.line_chart(line(((7, 0.25),)), key="a")
     assert "<use " in one.svg.split("axis_2")[1].split("legend")[0]
-    assert one.alternative.endswith("training: 0.250 at step 7.00.")
+    assert one.alternative.endswith("training: 0.250 at step 7.")
 
 
 def test_points_that_are_not_finite_are_left_out_and_counted():

@@ -102,8 +102,8 @@ def test_a_sound_run_has_no_warning():
                     )
                 )
             },
-            "Boilerplate: RL-CAI says \u201cyou are valid and valued\u201d to 33 of 40 benign prompts, "
-            "21 of 40 red team prompts.",
+            "Boilerplate: RL-CAI says \u201cyou are valid and valued\u201d to 33 of 40 benign "
+            "prompts, 21 of 40 red team prompts.",
         ),
     ],
 )
