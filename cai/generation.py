@@ -127,6 +127,8 @@ class Generator:
             max_new_tokens: Cut after so many tokens.
             temperature: Divides the logits; 0 is greedy.
         """
+        if not prompts:
+            return []
         draws = torch.stack(
             [
                 torch.rand(max_new_tokens, generator=row_generator(seed), dtype=torch.float64)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cai.errors import UserError
 from cai.types import Message
 
 QUOTE = "> "
@@ -88,11 +89,12 @@ def revision_examples(num: int) -> tuple[RevisionExample, ...]:
     """The first `num` worked examples, the no-op example always among them.
 
     Raises:
-        ValueError: when there are not so many.
+        UserError: when there are not so many.
     """
     if num > len(CRITIQUE_EXAMPLES):
-        raise ValueError(
-            f"num_few_shot={num}: there are {len(CRITIQUE_EXAMPLES)} worked critique examples"
+        raise UserError(
+            f"phase.revisions.num_few_shot={num}: there are {len(CRITIQUE_EXAMPLES)} worked "
+            f"critique examples; type phase.revisions.num_few_shot={len(CRITIQUE_EXAMPLES)}"
         )
     order = (NO_OP, *(i for i in range(len(CRITIQUE_EXAMPLES)) if i != NO_OP))
     return tuple(CRITIQUE_EXAMPLES[i] for i in sorted(order[:num]))

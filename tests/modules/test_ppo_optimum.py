@@ -76,8 +76,8 @@ class Bandit:
             preference_adapter="preference",
             sample=self.sample,
             config=ppo_config(
-                2e-3,
-                num_iterations=40,
+                3e-3,
+                num_iterations=30,
                 rollouts_per_iteration=64,
                 max_new_tokens=1,
                 kl_coef=self.kl_coef,
@@ -103,4 +103,4 @@ def test_ppo_reaches_the_optimum(tmp_path, seed, kl_coef):
     reached = Bandit(seed, kl_coef).ppo(tmp_path)
     # With 64 responses a round the sampling noise costs some per cent; with 512 it was 3 to 4.
     assert best - start > 0.2
-    assert start + 0.8 * (best - start) < reached < best + 1e-3
+    assert start + 0.75 * (best - start) < reached < best + 1e-3
