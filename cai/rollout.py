@@ -4,8 +4,9 @@ Tokens in, tokens out: a response is never decoded and encoded again. Log-probab
 policy and of the reference come from the training engine, in the very micro-batches of the
 update's first pass, so that the probability ratio there is exactly 1; what the sampler itself said
 is kept only to report the gap. The reference is the SL-CAI adapter. Values come from a head on the
-policy's own trunk, and the preference model reads its score at the last response token, the
-end-of-sequence token when there is one (Bai et al. 2022a, app. B).
+policy's own trunk. The preference model reads its score at the end-of-sequence token, which is
+appended for it to a response that was cut: that is where it was trained and calibrated (Bai et al.
+2022a, app. A.2, append one too), and anywhere else its score would mean nothing.
 
 A response without tokens takes part in nothing: its score is 0, it has no reward and no advantage,
 and it is counted.
@@ -88,7 +89,7 @@ class RolloutBatch:
     values_BT: Tensor
     """Value of the state before each token."""
     scores_B: Tensor
-    """Of the preference model, calibrated, without any penalty."""
+    """Of the preference model at the end of sequence, calibrated, without any penalty."""
     kl_BT: Tensor
     """Estimate that is in the reward."""
     kl_coef: float
@@ -246,6 +247,32 @@ class _Part:
 
     rows: list[int]
     tokens: TokenBatch
+    closed: TokenBatch
+    """The same sequences, every one ended, for the preference model."""
+
+
+def _parts(
+    samples: Sequence[Sampled],
+    sequences: _Sequences,
+    groups: Sequence[list[int]],
+    eos_id: int,
+) -> list[_Part]:
+    prompt_lengths, response_lengths = sequences.prompt_lengths, sequences.response_lengths
+    device = sequences.ids_BS.device
+    parts = []
+    for rows in groups:
+        ended = [
+            (s.prompt_ids, s.response_ids if s.finished else (*s.response_ids, eos_id))
+            for s in (samples[row] for row in rows)
+        ]
+        parts.append(
+            _Part(
+                rows=rows,
+                tokens=_rows(sequences.ids_BS, prompt_lengths, response_lengths, rows),
+                closed=collate(ended, pad_id=eos_id).to(device),
+            )
+        )
+    return parts
 
 
 def _spread(parts: Sequence[_Part], values: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
@@ -281,9 +308,9 @@ def _measure(
     scores_B = torch.zeros(len(mask_BT), device=mask_BT.device)
     with active(model, preference_adapter):
         for part in parts:
-            ids, mask = part.tokens.ids_BS, part.tokens.mask_BS
+            ids, mask = part.closed.ids_BS, part.closed.mask_BS
             hidden = forward_hidden(model, ids, mask, adapter=preference_adapter)
-            scores_B[part.rows] = heads.preference(part.tokens.last(hidden))
+            scores_B[part.rows] = heads.preference(part.closed.last(hidden))
     policy, reference = views[policy_adapter], views[reference_adapter]
     return _Measured(
         old_logprobs_BT=_spread(parts, [view.logprobs_N for view in policy], mask_BT),
@@ -326,6 +353,21 @@ def _reward(
     )
 
 
+def _first_pass(
+    sequences: _Sequences, config: PPOConfig, *, micro_batch_size: int, seed: int, iteration: int
+) -> list[list[int]]:
+    """Rows of each micro-batch of the update's first pass."""
+    plan = plan_minibatches(
+        [p + r for p, r in zip(sequences.prompt_lengths, sequences.response_lengths, strict=True)],
+        num_minibatches=config.num_minibatches,
+        micro_batch_size=micro_batch_size,
+        seed=seed,
+        iteration=iteration,
+        epoch=0,
+    )
+    return [rows for minibatch in plan for rows in minibatch]
+
+
 def build_rollouts(
     model: PeftModel,
     samples: Sequence[Sampled],
@@ -337,7 +379,7 @@ def build_rollouts(
     config: PPOConfig,
     kl_coef: float,
     micro_batch_size: int,
-    pad_id: int,
+    eos_id: int,
     seed: int,
     iteration: int,
     stage: str,
@@ -354,29 +396,26 @@ def build_rollouts(
         config: Temperature, KL estimator, penalty, whitening, discount and lambda.
         kl_coef: Weight of the KL penalty in this round.
         micro_batch_size: Sequences per forward pass.
-        pad_id: Fills the right; never read.
+        eos_id: Ends a cut response for the preference model; also fills the right, never read.
         seed: Of the minibatches (`plan_minibatches`), the same as the update's.
         iteration: The round, counted from 0.
         stage: For messages.
 
     Raises:
+        ValueError: when a finished response does not end with `eos_id`.
         NonFiniteError: when a score, value or log-probability is NaN or infinite.
     """
-    sequences = _sequences(samples, pad_id=pad_id, device=model.device)
-    lengths = sequences.prompt_lengths, sequences.response_lengths
-    plan = plan_minibatches(
-        [p + r for p, r in zip(*lengths, strict=True)],
-        num_minibatches=config.num_minibatches,
-        micro_batch_size=micro_batch_size,
-        seed=seed,
-        iteration=iteration,
-        epoch=0,
+    if any(s.finished and s.response_ids[-1:] != (eos_id,) for s in samples):
+        raise ValueError(f"a finished response does not end with token {eos_id}")
+    sequences = _sequences(samples, pad_id=eos_id, device=model.device)
+    mask_BT = sequences.response_mask_BT
+    groups = _first_pass(
+        sequences, config, micro_batch_size=micro_batch_size, seed=seed, iteration=iteration
     )
-    groups = [rows for minibatch in plan for rows in minibatch]
     measured = _measure(
         model,
-        [_Part(rows=rows, tokens=_rows(sequences.ids_BS, *lengths, rows)) for rows in groups],
-        sequences.response_mask_BT,
+        _parts(samples, sequences, groups, eos_id),
+        mask_BT,
         policy_adapter=policy_adapter,
         reference_adapter=reference_adapter,
         preference_adapter=preference_adapter,
@@ -387,19 +426,10 @@ def build_rollouts(
         if not values.isfinite().all():
             raise NonFiniteError(stage=stage, step=iteration + 1, what=f"one of {name}")
     rewarded = _reward(
-        config,
-        measured,
-        finished_B=sequences.finished_B,
-        mask_BT=sequences.response_mask_BT,
-        kl_coef=kl_coef,
+        config, measured, finished_B=sequences.finished_B, mask_BT=mask_BT, kl_coef=kl_coef
     )
-    return RolloutBatch(
-        iteration=iteration,
-        kl_coef=kl_coef,
-        **vars(sequences),
-        **vars(measured),
-        **vars(rewarded),
-    )
+    parts = vars(sequences) | vars(measured) | vars(rewarded)
+    return RolloutBatch(iteration=iteration, kl_coef=kl_coef, **parts)
 
 
 @torch.no_grad()

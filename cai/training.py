@@ -135,6 +135,43 @@ def _restore_finished(module: LightningModule, checkpoint: Path) -> None:
     module.load_state_dict(state["state_dict"], strict=False)
 
 
+def _trainer(hardware: HardwareConfig, work_dir: Path, steps: _Steps) -> Trainer:
+    """A Trainer that writes, prints and checks nothing of its own."""
+    return Trainer(
+        accelerator=hardware.accelerator,
+        devices=1,
+        max_epochs=1,
+        default_root_dir=work_dir,
+        callbacks=[steps],
+        plugins=[VerifiedCheckpointIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+
+
+@contextlib.contextmanager
+def _leaving_things_as_they_were(
+    module: LightningModule, handlers: Mapping[signal.Signals, Any]
+) -> Iterator[None]:
+    """Undo what Lightning does to Ctrl-C, to signal handlers and to the module's device."""
+    device = next(module.parameters()).device
+    try:
+        yield
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into this.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        _restore_signal_handlers(handlers)
+        module.to(device)
+
+
 def fit(
     module: LightningModule,
     loader: EpochLoader[Any, Any] | RolloutLoader[Any],
@@ -177,8 +214,6 @@ def fit(
     if checkpoint is not None and step_of(checkpoint) == max_steps:
         _restore_finished(module, checkpoint)
         return
-    device = next(module.parameters()).device
-    handlers = _signal_handlers()
     steps = _Steps(
         work_dir=work_dir,
         max_steps=max_steps,
@@ -186,34 +221,15 @@ def fit(
         on_step=on_step,
         seed=seed,
         stage=stage,
-        handlers=handlers,
+        handlers=_signal_handlers(),
     )
-    try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            trainer = Trainer(
-                accelerator=hardware.accelerator,
-                devices=1,
-                max_epochs=1,
-                default_root_dir=work_dir,
-                callbacks=[steps],
-                plugins=[VerifiedCheckpointIO()],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                limit_val_batches=0,
-                use_distributed_sampler=False,
-            )
-            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:
-        # Lightning turns Ctrl-C into this.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        _restore_signal_handlers(handlers)
-        module.to(device)
+    with (
+        _leaving_things_as_they_were(module, steps.handlers),
+        _quiet(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        trainer = _trainer(hardware, work_dir, steps)
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     if steps.done != max_steps:
         raise AssertionError(f"{stage}: {steps.done} of {max_steps} steps were done")
 
@@ -334,7 +350,8 @@ def train_ppo(
         on_step: As in `fit`, once per round.
         on_rollout: Gets each round's rollouts before the update; a round that a kill cut short is
             sampled and passed again, the same.
-        pad_id: Fills rollouts; never read.
+        pad_id: The end-of-sequence token: ends a cut response for the preference model, and fills
+            the right, where it is never read.
         stage: For messages and fault points.
     """
     heads.preference.requires_grad_(False)
@@ -363,7 +380,7 @@ def train_ppo(
                 config=config,
                 kl_coef=module.kl_coef,
                 micro_batch_size=hardware.micro_batch_size,
-                pad_id=pad_id,
+                eos_id=pad_id,
                 seed=seed,
                 iteration=iteration,
                 stage=stage,

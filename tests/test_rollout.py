@@ -19,7 +19,7 @@ def build(model, heads, samples, config, **changes):
     settings = {
         "kl_coef": config.kl_coef,
         "micro_batch_size": 4,
-        "pad_id": PAD_ID,
+        "eos_id": EOS_ID,
         "seed": 0,
         "iteration": 0,
         "stage": "policy",
@@ -76,12 +76,14 @@ def test_the_sampler_and_the_training_engine_agree(setup):
 def test_scores_and_values_are_read_at_their_tokens(setup):
     model, heads, config, samples = setup
     batch = build(model, heads, samples, config)
+    assert {sample.finished for sample in samples} == {True, False}
     for row, sample in enumerate(samples):
         ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+        ended = torch.tensor([[*ids[0].tolist(), *([] if sample.finished else [EOS_ID])]])
         trunk = model.get_base_model().base_model
         with torch.no_grad():
             with active(model, "preference"):
-                score = heads.preference(trunk(ids).last_hidden_state[0])[-1]
+                score = heads.preference(trunk(ended).last_hidden_state[0])[-1]
             with active(model, "policy"):
                 values = heads.value(trunk(ids).last_hidden_state[0])
         torch.testing.assert_close(batch.scores_B[row], score, atol=1e-5, rtol=1e-5)
@@ -124,13 +126,13 @@ def assert_same(one, other, atol):
         torch.testing.assert_close(value, tensors(other)[name], atol=atol, rtol=0, msg=name)
 
 
-def test_what_is_in_the_padding_changes_nothing(setup):
+def test_nothing_is_kept_outside_the_response(setup):
     model, heads, config, samples = setup
-    one, other = (build(model, heads, samples, config, pad_id=pad_id) for pad_id in (0, 299))
-    assert_same(one, other, atol=0.0)
-    for name, value in tensors(one).items():
+    batch = build(model, heads, samples, config)
+    assert len(set(batch.response_lengths)) > 1
+    for name, value in tensors(batch).items():
         if name.endswith("_BT"):
-            assert not value[~one.response_mask_BT].any(), name
+            assert not value[~batch.response_mask_BT].any(), name
 
 
 def test_micro_batches_change_nothing(setup):
@@ -175,9 +177,16 @@ def test_equal_rewards_give_no_advantage_and_no_nan():
     heads.preference.linear.weight.data.zero_()
     heads.value.linear.weight.data.zero_()
     config = ppo_config(whiten_rewards=True, missing_eos_penalty=0.0)
-    samples = [Sampled(prompt_ids=(11, 12), response_ids=(13,), finished=True)] * 4
+    samples = [Sampled(prompt_ids=(11, 12), response_ids=(13, EOS_ID), finished=True)] * 4
     batch = build(model, heads, samples, config)
-    assert torch.equal(batch.advantages_BT, torch.zeros(4, 1))
+    assert torch.equal(batch.advantages_BT, torch.zeros(4, 2))
+
+
+def test_a_finished_response_must_end_with_the_end_of_sequence(setup):
+    model, heads, config, _ = setup
+    sample = Sampled(prompt_ids=(11, 12), response_ids=(13,), finished=True)
+    with pytest.raises(ValueError, match="does not end with token 2"):
+        build(model, heads, [sample], config)
 
 
 def test_a_score_that_is_not_finite_is_refused(setup):

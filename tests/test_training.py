@@ -17,7 +17,7 @@ from cai.faults import InjectedFault
 from cai.heads import ScoreHead
 from cai.training import train_ppo, train_preference_model, train_sft
 from tests.tiny import (
-    PAD_ID,
+    EOS_ID,
     Sampler,
     hardware,
     lora,
@@ -59,7 +59,7 @@ def train(stage: str, work_dir: Path, on_step) -> list[torch.Tensor]:
         config=config,
         seed=3,
         on_rollout=lambda iteration, batch: None,
-        pad_id=PAD_ID,
+        pad_id=EOS_ID,
         **common,
     )
     return [p.detach() for p in (*model.parameters(), *heads.value.parameters())]

@@ -179,7 +179,12 @@ def sample_plainly(
 
 def ppo_setup(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[PeftModel, Heads]:
     """A model with adapters policy = reference (both not zero) and preference, and its heads."""
-    model = adapters.attach(tiny_model(dtype=dtype), lora(), adapter="reference", seed=seed)
+    base = tiny_model(dtype=dtype)
+    # Llama starts its padding row, here the end of sequence, at zero: it would never be sampled.
+    base.model.embed_tokens.weight.data[EOS_ID].normal_(
+        0, 0.6, generator=torch.Generator().manual_seed(5)
+    )
+    model = adapters.attach(base, lora(), adapter="reference", seed=seed)
     adapters.add(model, lora(), "preference", seed + 1)
     generator = torch.Generator().manual_seed(seed)
     for name in ("reference", "preference"):

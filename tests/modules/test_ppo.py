@@ -10,7 +10,7 @@ from cai.modules.ppo import SelfCheckError
 from cai.optimisation import NonFiniteError
 from cai.rollout import Sampled
 from cai.training import train_ppo
-from tests.tiny import EOS_ID, PAD_ID, Sampler, hardware, ppo_config, ppo_setup
+from tests.tiny import EOS_ID, Sampler, hardware, ppo_config, ppo_setup
 
 REPORTED = {
     "objective/kl",
@@ -56,7 +56,7 @@ def train(work_dir, *, config=None, micro_batch_size=4, seed=0, setup=None, samp
         work_dir=work_dir,
         on_step=steps.__setitem__,
         on_rollout=rollouts.__setitem__,
-        pad_id=PAD_ID,
+        pad_id=EOS_ID,
         stage="policy",
     )
     return model, heads, steps, rollouts

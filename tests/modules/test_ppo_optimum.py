@@ -11,7 +11,7 @@ import torch
 from cai import adapters
 from cai.rollout import Sampled, score_responses
 from cai.training import train_ppo
-from tests.tiny import PAD_ID, VOCAB_SIZE, hardware, ppo_config, ppo_setup
+from tests.tiny import EOS_ID, VOCAB_SIZE, hardware, ppo_config, ppo_setup
 
 PROMPT = (11, 12, 13)
 
@@ -31,7 +31,7 @@ class Bandit:
         self.scores = self._scores()
 
     def _scores(self):
-        every_token = [(PROMPT, (token,)) for token in range(VOCAB_SIZE)]
+        every_token = [(PROMPT, (token, EOS_ID)) for token in range(VOCAB_SIZE)]
         return torch.tensor(
             score_responses(
                 self.model,
@@ -39,7 +39,7 @@ class Bandit:
                 every_token,
                 adapter="preference",
                 micro_batch_size=VOCAB_SIZE,
-                pad_id=PAD_ID,
+                pad_id=EOS_ID,
             )
         )
 
@@ -63,7 +63,7 @@ class Bandit:
         generator = torch.Generator().manual_seed(1000 * self.seed + iteration)
         drawn = torch.multinomial(logp.exp(), 64, replacement=True, generator=generator)
         return [
-            Sampled(prompt_ids=PROMPT, response_ids=(token,), finished=True)
+            Sampled(prompt_ids=PROMPT, response_ids=(token,), finished=False)
             for token in drawn.tolist()
         ]
 
@@ -80,6 +80,7 @@ class Bandit:
                 num_iterations=30,
                 rollouts_per_iteration=64,
                 max_new_tokens=1,
+                missing_eos_penalty=0.0,
                 kl_coef=self.kl_coef,
                 checkpoint_every=100,
             ),
@@ -88,7 +89,7 @@ class Bandit:
             work_dir=work_dir,
             on_step=lambda step, metrics: None,
             on_rollout=lambda iteration, batch: None,
-            pad_id=PAD_ID,
+            pad_id=EOS_ID,
             stage="policy",
         )
         with torch.no_grad():
