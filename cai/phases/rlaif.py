@@ -15,6 +15,7 @@ from cai.context import RunContext
 from cai.phases import sl_cai
 from cai.phases.sl_cai import Inputs
 from cai.stages import comparisons, evaluation, sampling, training
+from cai.stages.policy import policy as rl_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         pairs=pairs,
         human=inputs.data.human_comparisons,
     )
-    policy = training.policy(
+    policy = rl_policy(
         context,
         model=inputs.model,
         config=config.ppo,

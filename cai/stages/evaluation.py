@@ -20,7 +20,7 @@ from cai.feedback import principle_tests
 from cai.models import role_key
 from cai.stages import sampling
 from cai.stages.training import Score, a_is_longer, scorer
-from cai.types import Evaluated, Message, Response, ScoredPair, LikelihoodTest
+from cai.types import Evaluated, LikelihoodTest, Message, Response, ScoredPair
 
 PM_TESTS = "pm_tests.jsonl"
 TESTS_PER_SHARD = 4

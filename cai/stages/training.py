@@ -8,19 +8,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from cai import adapters, data, training
-from cai.artifacts import Artifact, Work, write_atomically
+from cai.artifacts import Artifact, Work
 from cai.checkpoints import newest, step_of
 from cai.config import (
     ComparisonSourceConfig,
     ModelConfig,
-    PPOConfig,
     PreferenceModelConfig,
     RevisionsUsed,
     SLPolicyConfig,
@@ -29,35 +26,28 @@ from cai.context import Curve, RunContext, Stage
 from cai.errors import UserError
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
-from cai.models import POLICY, PREFERENCE, REFERENCE, BaseModel, role_key
+from cai.models import POLICY, PREFERENCE, BaseModel, role_key
 from cai.progress import bar
-from cai.rollout import Heads, RolloutBatch, Sampled, score_responses
+from cai.rollout import score_responses
 from cai.seeds import derive_seed, python_rng
-from cai.stages.sampling import training_prompts
 from cai.types import (
     Comparison,
     Message,
     PreferencePair,
-    Prompt,
-    PromptKind,
     Response,
     RevisionChain,
     RevisionOutcome,
-    Rollout,
-    Sample,
     ScoredPair,
-    dump_line,
 )
 
 ADAPTER = "adapter"
-ROLLOUTS = "rollouts.jsonl"
 VALIDATION = "validation.jsonl"
 PROBE = "How do you say hello?"
 """What a saved adapter is checked with; any text will do."""
 
 
 @contextlib.contextmanager
-def _detached(model: PeftModel) -> Iterator[PeftModel]:
+def detached(model: PeftModel) -> Iterator[PeftModel]:
     """Take the adapters off the shared base when the stage is over."""
     try:
         yield model
@@ -66,7 +56,7 @@ def _detached(model: PeftModel) -> Iterator[PeftModel]:
 
 
 @contextlib.contextmanager
-def _reported(
+def reported(
     context: RunContext, work: Work, *, total: int, unit: str, shown: str
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Curve, tracker and progress bar of a training as one callback for its steps."""
@@ -85,9 +75,10 @@ def _reported(
     curve.save()
 
 
-def _save(
+def save(
     base: BaseModel, model: PeftModel, adapter: str, work: Work, head: ScoreHead | None = None
 ) -> None:
+    """Write an adapter, and a head, into the artifact and check that they read back the same."""
     adapters.save_adapter(
         model,
         adapter,
@@ -99,7 +90,8 @@ def _save(
     )
 
 
-def _training_identity(model: ModelConfig) -> dict[str, Any]:
+def training_identity(model: ModelConfig) -> dict[str, Any]:
+    """What of the trained model decides a training's result."""
     return {"model": role_key(model), "lora": dataclasses.asdict(model.lora)}
 
 
@@ -166,8 +158,8 @@ def sl_policy(
         steps = -(-len(examples) // config.batch_size) * config.num_epochs
         tuned = adapters.attach(base.model, model.lora, adapter=POLICY, seed=seed)
         with (
-            _detached(tuned),
-            _reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
+            detached(tuned),
+            reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
         ):
             training.train_sft(
                 tuned,
@@ -180,7 +172,7 @@ def sl_policy(
                 on_step=on_step,
                 stage="sl_policy",
             )
-            _save(base, tuned, POLICY, work)
+            save(base, tuned, POLICY, work)
         work.counts = {
             "examples": len(examples),
             "revisions": len(revised),
@@ -195,7 +187,7 @@ def sl_policy(
             version=1,
             config=config,
             inputs={"revisions": revisions, "helpfulness": helpfulness},
-            identity=_training_identity(model),
+            identity=training_identity(model),
             expect={"epochs": config.num_epochs},
             run=run,
         )
@@ -275,7 +267,7 @@ def scorer(
     base = context.models.base(model)
     folder = preference_model.verified_folder() / ADAPTER
     tuned = adapters.load(base.model, folder, adapter=PREFERENCE, base_sha256=base.sha256)
-    with _detached(tuned):
+    with detached(tuned):
         head = adapters.load_head(folder).to(base.model.device)
         yield _score_function(context, base, tuned, head)
 
@@ -314,8 +306,8 @@ def preference_model(
         head = ScoreHead(base.model.config.get_text_config().hidden_size, seed=seed)
         head.to(base.model.device)
         with (
-            _detached(tuned),
-            _reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
+            detached(tuned),
+            reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
         ):
             training.train_preference_model(
                 tuned,
@@ -332,7 +324,7 @@ def preference_model(
             score = _score_function(context, base, tuned, head)
             samples = [r for r in pairs.records(Response) if r.sample.text]
             head.calibrate(score([(r.prompt.messages, r.sample.text) for r in samples]))
-            _save(base, tuned, PREFERENCE, work, head)
+            save(base, tuned, PREFERENCE, work, head)
             validation = [c for c in compared if c.prompt.id in held_out]
             work.write_records(_scored(score, validation), VALIDATION)
         work.counts = {
@@ -350,7 +342,7 @@ def preference_model(
             version=1,
             config=config,
             inputs={"comparisons": comparisons, "pairs": pairs},
-            identity=_training_identity(model)
+            identity=training_identity(model)
             | {
                 "human": dataclasses.asdict(human),
                 "human_data": data.source_digest(human, setting="data.human_comparisons"),
@@ -378,199 +370,3 @@ def _scored(score: Score, comparisons: Sequence[Comparison]) -> list[ScoredPair]
         )
         for row, c in enumerate(judged)
     ]
-
-
-def rollout_prompts(
-    red_team: Sequence[Prompt],
-    helpful: Sequence[Prompt],
-    *,
-    config: PPOConfig,
-    seed: int,
-    iteration: int,
-) -> list[Prompt]:
-    """The prompts of one round: a pure function of the seed and the round.
-
-    Each kind is gone through in a new random order per pass, so no prompt comes twice in a round
-    unless the round is larger than the set.
-    """
-    num_helpful = round(config.helpfulness_frac * config.rollouts_per_iteration) if helpful else 0
-    wanted = (
-        ("red_team", red_team, config.rollouts_per_iteration - num_helpful),
-        ("helpfulness", helpful, num_helpful),
-    )
-    chosen = []
-    for name, pool, num in wanted:
-        for place in range(iteration * num, (iteration + 1) * num):
-            turn, index = divmod(place, len(pool))
-            order = list(range(len(pool)))
-            python_rng(seed, name, turn).shuffle(order)
-            chosen.append(pool[order[index]])
-    return chosen
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class _Sampler:
-    """Samples each round from a merged copy of the policy and keeps what it sampled."""
-
-    base: BaseModel
-    model: PeftModel
-    red_team: list[Prompt]
-    helpful: list[Prompt]
-    config: PPOConfig
-    seed: int
-    folder: Path
-    merged: PreTrainedModel
-    prompts: list[Prompt] = dataclasses.field(default_factory=list)
-    sampled: list[Sampled] = dataclasses.field(default_factory=list)
-    seeds: list[int] = dataclasses.field(default_factory=list)
-
-    def sample(self, iteration: int) -> list[Sampled]:
-        """The round's responses by the policy as it is now."""
-        adapters.refresh_merged(self.merged, self.model, POLICY)
-        self.prompts = rollout_prompts(
-            self.red_team, self.helpful, config=self.config, seed=self.seed, iteration=iteration
-        )
-        ids = [tuple(self.base.prompt_ids(prompt.messages)) for prompt in self.prompts]
-        self.seeds = [
-            derive_seed(self.seed, "rollout", iteration, row, prompt.id)
-            for row, prompt in enumerate(self.prompts)
-        ]
-        tokens = self.base.generator(self.merged).sample(
-            ids,
-            seeds=self.seeds,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
-        )
-        self.sampled = [
-            Sampled(
-                prompt_ids=prompt_ids,
-                response_ids=row.ids,
-                finished=row.finished,
-                logprob=row.logprob,
-            )
-            for prompt_ids, row in zip(ids, tokens, strict=True)
-        ]
-        return self.sampled
-
-    def keep(self, iteration: int, batch: RolloutBatch) -> None:
-        """Write the round's rollouts, texts and scores, for the audit trail."""
-        scores = batch.scores_B.tolist()
-        kls = batch.kl_BT.sum(1).tolist()
-        lines = [
-            dump_line(
-                Rollout(
-                    iteration=iteration,
-                    prompt=prompt,
-                    sample=Sample(
-                        text=self.base.encoder.decode(row.response_ids),
-                        num_tokens=len(row.response_ids),
-                        logprob=row.logprob or 0.0,
-                        finished=row.finished,
-                        seed=seed,
-                    ),
-                    score=score,
-                    kl=kl,
-                )
-            )
-            for prompt, row, seed, score, kl in zip(
-                self.prompts, self.sampled, self.seeds, scores, kls, strict=True
-            )
-        ]
-        write_atomically(self.folder / f"{iteration:05d}.jsonl", "".join(lines).encode("ascii"))
-
-    def collect(self) -> bytes:
-        """All rounds' rollouts."""
-        return b"".join(path.read_bytes() for path in sorted(self.folder.glob("*.jsonl")))
-
-
-def policy(
-    context: RunContext,
-    *,
-    model: ModelConfig,
-    config: PPOConfig,
-    prompts: Artifact,
-    sl_policy: Artifact,
-    preference_model: Artifact,
-) -> Artifact:
-    """The RL-CAI policy: PPO against the preference model, with a KL penalty to SL-CAI."""
-
-    def run(work: Work) -> None:
-        base = context.models.base(model)
-        seed = derive_seed(context.seed, "policy")
-        tuned = adapters.load(
-            base.model,
-            sl_policy.verified_folder() / ADAPTER,
-            adapter=REFERENCE,
-            base_sha256=base.sha256,
-        )
-        with _detached(tuned):
-            folder = preference_model.verified_folder() / ADAPTER
-            adapters.load_adapter(tuned, folder, adapter=PREFERENCE, base_sha256=base.sha256)
-            adapters.add(tuned, model.lora, POLICY, seed)
-            adapters.copy_adapter(tuned, REFERENCE, POLICY)
-            head = adapters.load_head(folder).to(base.model.device)
-            fits = base.generator().fits
-            pools = [
-                [
-                    prompt
-                    for prompt in training_prompts(prompts, kind)
-                    if fits(base.prompt_ids(prompt.messages), config.max_new_tokens)
-                ]
-                for kind in (PromptKind.red_team, PromptKind.helpfulness)
-            ]
-            sampler = _Sampler(
-                base=base,
-                model=tuned,
-                red_team=pools[0],
-                helpful=pools[1],
-                config=config,
-                seed=seed,
-                folder=work.scratch / "rollouts",
-                merged=adapters.merged_copy(tuned, POLICY),
-            )
-            sampler.folder.mkdir(exist_ok=True)
-            with _reported(
-                context,
-                work,
-                total=config.num_iterations,
-                unit="rounds",
-                shown="objective/scores",
-            ) as on_step:
-                training.train_ppo(
-                    tuned,
-                    heads=Heads(value=head.as_value_head(), preference=head),
-                    policy_adapter=POLICY,
-                    reference_adapter=REFERENCE,
-                    preference_adapter=PREFERENCE,
-                    sample=sampler.sample,
-                    config=config,
-                    seed=seed,
-                    hardware=context.hardware,
-                    work_dir=work.scratch / "checkpoints",
-                    on_step=on_step,
-                    on_rollout=sampler.keep,
-                    pad_id=base.eos_id,
-                    stage="policy",
-                )
-            _save(base, tuned, POLICY, work)
-            write_atomically(work.folder / ROLLOUTS, sampler.collect())
-        work.counts = {
-            "rounds": config.num_iterations,
-            "rollouts": config.num_iterations * config.rollouts_per_iteration,
-        }
-
-    return context.run(
-        Stage(
-            name="policy",
-            version=1,
-            config=config,
-            inputs={
-                "prompts": prompts,
-                "sl_policy": sl_policy,
-                "preference_model": preference_model,
-            },
-            identity=_training_identity(model),
-            expect={"rounds": config.num_iterations},
-            run=run,
-        )
-    )

@@ -1,0 +1,415 @@
+"""The chapters of a run's account: records of the store turned into parts of a `RunStory`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cai import statistics
+from cai.artifacts import Artifact
+from cai.config import Config, RLAIFConfig
+from cai.constitution import Constitution, Principle
+from cai.context import CURVE
+from cai.evaluation import commonest_phrase, distinct_n
+from cai.feedback import same_position
+from cai.phases import rlaif, sl_cai
+from cai.stages.evaluation import PM_TESTS
+from cai.stages.training import VALIDATION
+from cai.statistics import Estimate, bootstrap_mean, pair_accuracy, wilson_interval
+from cai.story import (
+    Answer,
+    Change,
+    ConstitutionStory,
+    Curve,
+    EvaluationRow,
+    EvaluationStory,
+    Example,
+    FeedbackStory,
+    PPOStory,
+    PreferenceModelStory,
+    PrincipleStory,
+    RevisionsStory,
+    SLPolicyStory,
+    curve,
+)
+from cai.types import (
+    Comparison,
+    Evaluated,
+    FeedbackCheck,
+    LikelihoodTest,
+    PromptKind,
+    RevisionChain,
+    RevisionOutcome,
+    ScoredPair,
+)
+
+NUM_CHAINS = 4
+NUM_EXAMPLES = {PromptKind.red_team: 3, PromptKind.helpfulness: 2, PromptKind.benign: 2}
+KINDS = tuple(PromptKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """Everything that is read back."""
+
+    chains: list[RevisionChain]
+    evaluated: list[Evaluated]
+    likelihoods: dict[str, list[LikelihoodTest]]
+    checks: list[FeedbackCheck]
+    comparisons: list[Comparison]
+    validation: list[ScoredPair]
+    pm_tests: list[ScoredPair]
+
+
+def read(outputs: sl_cai.Outputs | rlaif.Outputs) -> Records:
+    """Read back every record that a chapter needs, checking sha256s."""
+    measured = outputs.evaluation
+    both = outputs if isinstance(outputs, rlaif.Outputs) else None
+    return Records(
+        chains=outputs.trained.revisions.records(RevisionChain),
+        evaluated=measured.evaluated.records(Evaluated),
+        likelihoods={
+            policy: artifact.records(LikelihoodTest)
+            for policy, artifact in measured.likelihoods.items()
+        },
+        checks=both.feedback_check.records(FeedbackCheck) if both else [],
+        comparisons=both.comparisons.records(Comparison) if both else [],
+        validation=both.preference_model.records(ScoredPair, VALIDATION) if both else [],
+        pm_tests=measured.evaluated.records(ScoredPair, PM_TESTS) if both else [],
+    )
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    kept = list(values)
+    return sum(kept) / len(kept) if kept else None
+
+
+def _decisiveness(prob: float) -> float:
+    return abs(2 * prob - 1)
+
+
+def constitution_story(document: Constitution, records: Records) -> ConstitutionStory:
+    """Each principle: how often it was drawn, what its labels weigh, how its tests went."""
+    judged = [c for c in records.comparisons if c.prob_a is not None]
+    total = sum(_decisiveness(c.prob_a or 0.0) for c in judged)
+    drawn: Sequence[Principle] = document.principles or (document.find("unguided"),)
+    return ConstitutionStory(
+        name=document.name,
+        version=document.version,
+        description=document.description,
+        principles=tuple(_principle(p, records, judged, total) for p in drawn),
+    )
+
+
+def _principle(
+    principle: Principle, records: Records, judged: list[Comparison], total: float
+) -> PrincipleStory:
+    steps = [s for c in records.chains for s in c.steps if s.principle_id == principle.id]
+    own = [c for c in judged if c.principle_id == principle.id]
+    decided = [_decisiveness(c.prob_a or 0.0) for c in own]
+    checks = [c.comparison.prob_a for c in records.checks if c.principle_id == principle.id]
+    return PrincipleStory(
+        id=principle.id,
+        principle=principle.principle,
+        critique=principle.critique,
+        revise=principle.revise,
+        compare=principle.compare,
+        scope=principle.scope,
+        weight=principle.weight,
+        source=principle.source,
+        num_critiques=len(steps),
+        num_comparisons=len(own) if records.comparisons else None,
+        revision_rate=wilson_interval(
+            sum(s.outcome is RevisionOutcome.revised for s in steps), len(steps)
+        ),
+        decisiveness=bootstrap_mean(decided, num_resamples=1000, seed=0),
+        signal_share=sum(decided) / total if total else None,
+        flip_rate=_flip_rate(own),
+        test_accuracy=pair_accuracy([p for p in checks if p is not None]),
+    )
+
+
+def _flip_rate(comparisons: Iterable[Comparison]) -> Estimate | None:
+    """Share of comparisons whose two orders prefer different responses."""
+    same = [same for c in comparisons if (same := same_position(c)) is not None]
+    return wilson_interval(sum(same), len(same))
+
+
+def revisions_story(chains: list[RevisionChain]) -> RevisionsStory:
+    """Outcomes and lengths by step, and the first chains as examples."""
+    num_steps = max((len(chain.steps) for chain in chains), default=0)
+    words = [_mean(len(chain.draft.text.split()) for chain in chains)]
+    words += [
+        _mean(len(chain.steps[step].response.split()) for chain in chains)
+        for step in range(num_steps)
+    ]
+    return RevisionsStory(
+        outcomes=tuple(
+            dict(Counter(str(chain.steps[step].outcome) for chain in chains))
+            for step in range(num_steps)
+        ),
+        mean_words=tuple(value or 0.0 for value in words),
+        chains=tuple(chains[:NUM_CHAINS]),
+    )
+
+
+def _curves(artifact: Artifact, *specs: tuple[dict[str, str], str, str, str]) -> tuple[Curve, ...]:
+    """Charts of an artifact's curve: (metric to series name, title, y label, note) each."""
+    rows = artifact.json(CURVE)
+    x_label = "PPO round" if artifact.stage == "policy" else "optimizer step"
+    drawn = (
+        curve(rows, keys, title=title, x_label=x_label, y_label=y_label, note=note)
+        for keys, title, y_label, note in specs
+    )
+    return tuple(item for item in drawn if item is not None)
+
+
+def sl_policy_story(artifact: Artifact, counts: dict[str, int]) -> SLPolicyStory:
+    """The fine-tune."""
+    return SLPolicyStory(
+        num_revisions=counts["revisions"],
+        num_helpfulness=counts["helpfulness"],
+        num_dropped=counts["dropped_too_long"],
+        curves=_curves(
+            artifact,
+            ({"train/loss": "training"}, "SL-CAI loss", "nats per token", "Lower is better."),
+        ),
+    )
+
+
+def _longer_wins(longer: Iterable[bool | None]) -> Estimate | None:
+    """What taking the longer response gets; equal lengths count half."""
+    wins = [0.5 if flag is None else float(flag) for flag in longer]
+    return wilson_interval(sum(wins), len(wins))
+
+
+def feedback_story(records: Records) -> FeedbackStory | None:
+    """Label quality on principle tests, and what the labels look like; None before phase 2."""
+    if not records.comparisons:
+        return None
+    checked = [c for c in records.checks if c.comparison.prob_a is not None]
+    probs = [c.comparison.prob_a for c in checked if c.comparison.prob_a is not None]
+    sides = statistics.preferred_side(probs)
+    bins = statistics.calibration_bins(sides.confidence, sides.correct) if probs else ()
+    same = [s for c in checked if (s := same_position(c.comparison)) is not None]
+    return FeedbackStory(
+        num_comparisons=len(records.comparisons),
+        unjudged=dict(Counter(str(c.unjudged) for c in records.comparisons if c.unjudged)),
+        accuracy=pair_accuracy(probs),
+        longer_wins=_longer_wins(c.better_is_longer for c in checked),
+        same_position_rate=wilson_interval(sum(same), len(same)),
+        flip_rate=_flip_rate(records.comparisons),
+        calibration_error=statistics.calibration_error(bins),
+        brier=statistics.brier_score(sides.confidence, sides.correct),
+        bins=tuple(bins),
+        label_probabilities=tuple(c.prob_a for c in records.comparisons if c.prob_a is not None),
+    )
+
+
+def _sigmoid(value: float) -> float:
+    return float(torch.sigmoid(torch.tensor(value, dtype=torch.float64)))
+
+
+def _prob_preferred(pair: ScoredPair) -> float:
+    """P(labelled side preferred) under the preference model: a logistic in the score difference."""
+    difference = pair.score_a - pair.score_b
+    return _sigmoid(difference if pair.prob_a > 0.5 else -difference)
+
+
+def preference_story(
+    outputs: sl_cai.Outputs | rlaif.Outputs, records: Records, counts: dict[str, dict[str, int]]
+) -> PreferenceModelStory | None:
+    """Held-out accuracy and calibration; None before phase 2."""
+    if not isinstance(outputs, rlaif.Outputs):
+        return None
+    labelled = [pair for pair in records.validation if pair.prob_a != 0.5]
+    probs = [_prob_preferred(pair) for pair in labelled]
+    sides = statistics.preferred_side(probs)
+    bins = statistics.calibration_bins(sides.confidence, sides.correct) if probs else ()
+    return PreferenceModelStory(
+        num_ai=counts["preference_model"]["ai"],
+        num_human=counts["preference_model"]["human"],
+        curves=_curves(
+            outputs.preference_model,
+            (
+                {"train/loss": "training"},
+                "Preference-model loss",
+                "nats per pair",
+                "0.693 is what a model without an opinion gets.",
+            ),
+        ),
+        accuracy=pair_accuracy(probs),
+        longer_wins=_longer_wins(
+            None if pair.a_is_longer is None else pair.a_is_longer == (pair.prob_a > 0.5)
+            for pair in labelled
+        ),
+        principle_tests=pair_accuracy([_prob_preferred(pair) for pair in records.pm_tests]),
+        calibration_error=statistics.calibration_error(bins),
+        bins=tuple(bins),
+    )
+
+
+def ppo_story(
+    config: Config,
+    outputs: sl_cai.Outputs | rlaif.Outputs,
+    counts: dict[str, dict[str, int]],
+) -> PPOStory | None:
+    """PPO by round; None before phase 2."""
+    if not isinstance(outputs, rlaif.Outputs) or not isinstance(config.phase, RLAIFConfig):
+        return None
+    ppo = config.phase.ppo
+    return PPOStory(
+        num_rounds=counts["policy"]["rounds"],
+        num_rollouts=counts["policy"]["rollouts"],
+        settings={
+            "kl_coef": f"{ppo.kl_coef:g}",
+            "clip_ratio": f"{ppo.clip_ratio:g}",
+            "ppo_epochs": str(ppo.ppo_epochs),
+            "learning_rate": f"{ppo.optimizer.learning_rate:g}",
+            "temperature": f"{ppo.temperature:g}",
+        },
+        curves=_curves(
+            outputs.policy,
+            (
+                {
+                    "objective/scores": "score",
+                    "objective/rlhf_reward": "score minus KL penalty",
+                },
+                "Reward",
+                "standard deviations of SL-CAI scores",
+                "Mean over the round's rollouts; 0 is the mean of SL-CAI samples.",
+            ),
+            (
+                {"objective/kl": "KL to SL-CAI"},
+                "KL to the SL-CAI policy",
+                "nats per response",
+                "Sum over tokens, mean over rollouts; sampled, so it can dip below 0.",
+            ),
+            ({"val/response_length": "length"}, "Response length", "tokens", ""),
+            ({"objective/entropy": "entropy"}, "Entropy", "nats per token", ""),
+            (
+                {"policy/clipfrac_avg": "clipped", "val/eos_rate": "ended by the model"},
+                "Clip fraction and responses ended",
+                "share",
+                "",
+            ),
+            (
+                {"val/explained_variance": "explained variance"},
+                "Explained variance of the value head",
+                "share",
+                "1 is perfect, 0 is no better than the mean.",
+            ),
+        ),
+    )
+
+
+def examples(evaluated: list[Evaluated]) -> tuple[Example, ...]:
+    """The first held-out prompts of each kind with every policy's response."""
+    examples = []
+    for kind, num in NUM_EXAMPLES.items():
+        ids = list(
+            dict.fromkeys(e.response.prompt.id for e in evaluated if e.response.prompt.kind is kind)
+        )[:num]
+        for prompt_id in ids:
+            rows = [e for e in evaluated if e.response.prompt.id == prompt_id]
+            examples.append(
+                Example(
+                    prompt=rows[0].response.prompt,
+                    answers=tuple(
+                        Answer(
+                            policy=row.response.policy,
+                            text=row.response.sample.text,
+                            score=row.score,
+                            refusal=row.refusal,
+                        )
+                        for row in rows
+                    ),
+                )
+            )
+    return tuple(examples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """Intervals of means by resampling prompts."""
+
+    num: int
+    seed: int
+
+    def mean(self, values: Sequence[float]) -> Estimate | None:
+        """Mean of per-prompt values; None without any."""
+        return bootstrap_mean(values, num_resamples=self.num, seed=self.seed)
+
+    def difference(self, after: Sequence[float], before: Sequence[float]) -> Estimate | None:
+        """Mean of after minus before, paired by prompt."""
+        return statistics.paired_bootstrap_difference(
+            after, before, num_resamples=self.num, seed=self.seed
+        )
+
+
+def evaluation_story(records: Records, bootstrap: Bootstrap) -> EvaluationStory:
+    """Every policy on every kind of prompt, and what changed from the first to the last."""
+    policies = list(records.likelihoods)
+    rows = [
+        _evaluation_row(policy, kind, group, bootstrap)
+        for policy in policies
+        for kind in KINDS
+        if (group := _group(records.evaluated, policy, kind))
+    ]
+    first, last = policies[0], policies[-1]
+    measures: dict[str, Callable[[Evaluated], float]] = {
+        "refusal rate": lambda e: float(e.refusal),
+        "words": lambda e: float(len(e.response.sample.text.split())),
+    }
+    if records.pm_tests:
+        measures["preference-model score"] = lambda e: e.score or 0.0
+    changes = [
+        Change(metric=name, kind=str(kind), before=first, after=last, estimate=estimate)
+        for name, measure in measures.items()
+        for kind in KINDS
+        if (before := _group(records.evaluated, first, kind))
+        and (
+            estimate := bootstrap.difference(
+                [measure(e) for e in _group(records.evaluated, last, kind)],
+                [measure(e) for e in before],
+            )
+        )
+    ]
+    return EvaluationStory(
+        rows=tuple(rows),
+        changes=tuple(changes),
+        likelihood_tests={
+            policy: estimate
+            for policy, tests in records.likelihoods.items()
+            if (estimate := _likelihood_accuracy(tests))
+        },
+    )
+
+
+def _group(evaluated: list[Evaluated], policy: str, kind: PromptKind) -> list[Evaluated]:
+    return [e for e in evaluated if e.response.policy == policy and e.response.prompt.kind is kind]
+
+
+def _likelihood_accuracy(tests: Iterable[LikelihoodTest]) -> Estimate | None:
+    return pair_accuracy([_sigmoid(test.better - test.worse) for test in tests])
+
+
+def _evaluation_row(
+    policy: str, kind: PromptKind, group: list[Evaluated], bootstrap: Bootstrap
+) -> EvaluationRow:
+    texts = [e.response.sample.text for e in group]
+    phrase = commonest_phrase(texts)
+    return EvaluationRow(
+        policy=policy,
+        kind=str(kind),
+        refusal_rate=wilson_interval(sum(e.refusal for e in group), len(group)),
+        mean_words=bootstrap.mean([float(len(text.split())) for text in texts]),
+        mean_score=bootstrap.mean([e.score for e in group if e.score is not None]),
+        distinct_2=distinct_n(texts, 2),
+        distinct_4=distinct_n(texts, 4),
+        common_phrase=phrase.text if phrase else "",
+        common_phrase_prompts=phrase.num_prompts if phrase else 0,
+    )
