@@ -145,7 +145,8 @@ CAN_SHOW = (
 )
 
 LIMITS = (
-    "Refusals are found by rules on wording; a rule sees no partial answers and no quality.",
+    "Refusals are explicit ones, found by rules on wording: answers that lecture or evade without "
+    "declining are not counted, and nothing is said about quality.",
     "Preference-model scores of policies come from the model that PPO was trained against: they "
     "show that training worked, not that the policy is better.",
     "The likelihood test asks which of two given responses a policy finds likelier; it says "

@@ -315,6 +315,41 @@ def train_preference_model(
         )
 
 
+def _rollout_maker(
+    module: PPOModule,
+    *,
+    heads: Heads,
+    preference_adapter: str,
+    sample: Callable[[int], list[Sampled]],
+    on_rollout: Callable[[int, RolloutBatch], None],
+    eos_id: int,
+) -> Callable[[int], RolloutBatch]:
+    """Makes a round's rollouts with the module's policy and KL coefficient of that moment."""
+
+    def make_rollouts(iteration: int) -> RolloutBatch:
+        if iteration != module.iteration:
+            raise AssertionError(f"round {iteration} was asked for in round {module.iteration}")
+        batch = build_rollouts(
+            module.model,
+            sample(iteration),
+            policy_adapter=module.policy_adapter,
+            reference_adapter=module.reference_adapter,
+            preference_adapter=preference_adapter,
+            heads=heads,
+            config=module.config,
+            kl_coef=module.kl_coef,
+            micro_batch_size=module.micro_batch_size,
+            eos_id=eos_id,
+            seed=module.seed,
+            iteration=iteration,
+            stage=module.stage,
+        )
+        on_rollout(iteration, batch)
+        return batch
+
+    return make_rollouts
+
+
 def train_ppo(
     model: PeftModel,
     *,
@@ -336,7 +371,7 @@ def train_ppo(
 
     Args:
         model: Base with the three adapters. The policy starts as a copy of the reference
-            (`adapters.copy_adapter`), before the first call and before a resume alike.
+            (`adapters.copy_adapter`), before a first call and before a resume alike.
         heads: The value head is trained; the preference head is used as it is.
         policy_adapter: Learns.
         reference_adapter: SL-CAI.
@@ -355,10 +390,11 @@ def train_ppo(
         stage: For messages and fault points.
     """
     heads.preference.requires_grad_(False)
+    heads.value.requires_grad_(True)
     with adapters.training(model, policy_adapter):
         module = PPOModule(
             model,
-            value_head=heads.value.requires_grad_(True),
+            value_head=heads.value,
             policy_adapter=policy_adapter,
             reference_adapter=reference_adapter,
             config=config,
@@ -366,28 +402,14 @@ def train_ppo(
             seed=seed,
             stage=stage,
         )
-
-        def make_rollouts(iteration: int) -> RolloutBatch:
-            if iteration != module.iteration:
-                raise AssertionError(f"round {iteration} was asked for in round {module.iteration}")
-            batch = build_rollouts(
-                model,
-                sample(iteration),
-                policy_adapter=policy_adapter,
-                reference_adapter=reference_adapter,
-                preference_adapter=preference_adapter,
-                heads=heads,
-                config=config,
-                kl_coef=module.kl_coef,
-                micro_batch_size=hardware.micro_batch_size,
-                eos_id=pad_id,
-                seed=seed,
-                iteration=iteration,
-                stage=stage,
-            )
-            on_rollout(iteration, batch)
-            return batch
-
+        make_rollouts = _rollout_maker(
+            module,
+            heads=heads,
+            preference_adapter=preference_adapter,
+            sample=sample,
+            on_rollout=on_rollout,
+            eos_id=pad_id,
+        )
         fit(
             module,
             RolloutLoader(make_rollouts, config.num_iterations),

@@ -95,7 +95,7 @@ class PPOModule(LightningModule):
         model: Base with adapters; `policy_adapter` is active and the only trainable one.
         value_head: Trained along with the policy.
         policy_adapter: The adapter that learns.
-        reference_adapter: Only compared with the policy before the first round.
+        reference_adapter: Compared with the policy before the first round.
         config: Everything about PPO.
         micro_batch_size: Sequences per forward and backward pass.
         seed: Of the minibatches.
@@ -120,6 +120,7 @@ class PPOModule(LightningModule):
         self.model = model
         self.value_head = value_head
         self.policy_adapter = policy_adapter
+        self.reference_adapter = reference_adapter
         self.config = config
         self.micro_batch_size = micro_batch_size
         self.seed = seed

@@ -96,7 +96,7 @@ class Bandit:
             return float(self.objective(token_logprobs(self.model, "policy")))
 
 
-@pytest.mark.parametrize(("seed", "kl_coef"), [(0, 0.5), (0, 1.5)])
+@pytest.mark.parametrize(("seed", "kl_coef"), [(1, 0.5), (0, 1.0)])
 def test_ppo_reaches_the_optimum(tmp_path, seed, kl_coef):
     untrained = Bandit(seed, kl_coef)
     start = float(untrained.objective(untrained.reference))
@@ -104,4 +104,4 @@ def test_ppo_reaches_the_optimum(tmp_path, seed, kl_coef):
     reached = Bandit(seed, kl_coef).ppo(tmp_path)
     # With 64 responses a round the sampling noise costs some per cent; with 512 it was 3 to 4.
     assert best - start > 0.2
-    assert start + 0.75 * (best - start) < reached < best + 1e-3
+    assert start + 0.8 * (best - start) < reached < best + 1e-3
