@@ -80,9 +80,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"Cannot write {path} ({len(data):,} bytes): {error.strerror}. What was finished before "
-            "is kept; free some space or choose another folder with output_dir=..., then run the "
-            "same command again."
+            f"Cannot write {path} ({len(data):,} bytes): {error.strerror}. What was finished "
+            "before is kept; free some space or choose another folder with output_dir=..., then "
+            "run the same command again."
         ) from error
     _fsync_folder(path.parent)
 

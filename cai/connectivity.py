@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cai.config import WandbMode
+from cai.choices import WandbMode
 
 logger = logging.getLogger(__name__)
 

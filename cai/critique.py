@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cai.config import PrincipleSampling, RevisionsConfig, SamplingConfig
+from cai.choices import PrincipleSampling
+from cai.config import RevisionsConfig, SamplingConfig
 from cai.constitution import Constitution, Principle
 from cai.generation import Generator, Tokens
 from cai.prompts import REVIEWER_SYSTEM, clean_revision, critique_prompt, revision_prompt

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai.config import ComparisonSourceConfig, DataFormat, PromptSourceConfig
+from cai.choices import DataFormat
+from cai.config import ComparisonSourceConfig, PromptSourceConfig
 from cai.data_formats import (
     Layout,
     Location,

@@ -33,7 +33,7 @@ from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
-from cai.config import DataFormat
+from cai.choices import DataFormat
 from cai.errors import UserError
 from cai.types import Message
 from cai.yaml_nodes import did_you_mean, quote

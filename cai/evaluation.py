@@ -3,11 +3,11 @@
 None of these measures was trained on or supplied a training label. Refusal is a rule on wording: it
 sees explicit refusals ("I can't help with that"), not answers that lecture instead, and not whether
 refusing was right; that is read from the prompt's kind (a refused benign prompt is over-refusal).
-Against the human labels "full refusal" of XSTest's completions it agrees on .95 (GPT-4) and .89
-(Mistral-instruct, which lectures); `tests/test_evaluation.py` measures this where the data is. The likelihood test asks whether a policy finds a
-principle's better response more probable per token than the worse one; its labels come from the
-constitution's authors. The n-gram measure is the released-sample detector of `method.md` 3.1:
-how many different prompts share one 5-gram grows when a policy falls into boilerplate.
+Against the human label "full refusal" of XSTest's completions it agrees on .95 (GPT-4) and .89
+(Mistral-instruct, which lectures); `tests/test_evaluation.py` measures this where the data is.
+The likelihood test asks whether a policy finds a principle's better response more probable per
+token than the worse one; its labels come from the constitution's authors. The n-gram measure counts
+how many different prompts share one 5-gram, which grows when a policy falls into boilerplate.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ ACTIONS = ("kill", "raise", "interrupt", "terminate", "enospc")
 _passed: Counter[str] = Counter()
 
 
-class InjectedFault(RuntimeError):
+class InjectedFaultError(RuntimeError):
     """Raised by the action `raise`."""
 
 
@@ -54,4 +54,4 @@ def fault(point: str) -> None:
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case _:
-            raise InjectedFault(point)
+            raise InjectedFaultError(point)

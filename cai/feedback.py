@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cai.config import ComparisonsConfig, LabelMode, PrincipleSampling
+from cai.choices import LabelMode, PrincipleSampling
+from cai.config import ComparisonsConfig
 from cai.constitution import Constitution, Principle, PrincipleTest
 from cai.generation import Generator
 from cai.prompts import (

@@ -12,7 +12,8 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 
-from cai.config import ComparisonSourceConfig, DataFormat
+from cai.choices import DataFormat
+from cai.config import ComparisonSourceConfig
 from cai.data_formats import (
     Layout,
     Location,

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cai import embedded
 from cai.artifacts import Artifact, digest_of, file_sha256, write_atomically
-from cai.config import HardwareConfig, ModelConfig, ModelSource, Precision
+from cai.choices import ModelSource, Precision
+from cai.config import HardwareConfig, ModelConfig
 from cai.errors import UserError
 from cai.generation import Generator
 from cai.paths import cache_dir

@@ -24,7 +24,8 @@ import yaml
 
 from cai import account, constitution, paths
 from cai.artifacts import Store, write_atomically
-from cai.config import Config, DataFormat, ModelSource, RLAIFConfig, SLCAIConfig
+from cai.choices import DataFormat, ModelSource
+from cai.config import Config, RLAIFConfig, SLCAIConfig
 from cai.context import RunContext, versions
 from cai.errors import UserError
 from cai.job import Job

@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cai.artifacts import write_atomically
-from cai.config import LoggerConfig, LoggerKind, WandbMode
+from cai.choices import LoggerKind, WandbMode
+from cai.config import LoggerConfig
 from cai.connectivity import choose_mode
 
 if TYPE_CHECKING:

@@ -131,7 +131,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="Cannot write .*No space left"):
+    with pytest.raises(UserError, match=r"Cannot write .*No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -163,9 +163,7 @@ def _note(made: object) -> None:
 def test_two_processes_that_need_one_artifact_compute_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start, made = context.Event(), context.Value("i", 0)
-    workers = [
-        context.Process(target=_fill_slowly, args=(tmp_path, start, made)) for _ in range(4)
-    ]
+    workers = [context.Process(target=_fill_slowly, args=(tmp_path, start, made)) for _ in range(4)]
     for worker in workers:
         worker.start()
     start.set()

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cai.config import PrincipleSampling, RevisionsConfig, SamplingConfig
+from cai.choices import PrincipleSampling
+from cai.config import RevisionsConfig, SamplingConfig
 from cai.constitution import Constitution
 from cai.critique import Reviser
 from cai.prompts import CRITIQUE_EXAMPLES, NO_OP, clean_revision, revision_examples

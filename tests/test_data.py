@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.config import ComparisonSourceConfig, DataFormat, PromptSourceConfig
+from cai.choices import DataFormat
+from cai.config import ComparisonSourceConfig, PromptSourceConfig
 from cai.data import (
     builtin_source,
     domain_digest,

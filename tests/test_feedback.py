@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.config import ComparisonsConfig, LabelMode, PrincipleSampling
+from cai.choices import LabelMode, PrincipleSampling
+from cai.config import ComparisonsConfig
 from cai.constitution import Constitution
 from cai.feedback import FeedbackModel, Pair, label_of, principle_tests, same_position, two_way
 from cai.tokens import ChatEncoder
@@ -47,9 +48,7 @@ def pair(constitution: Constitution, a: str, b: str, number: int = 0) -> Pair:
         split=Split.train,
         messages=(Message(role="user", content="PROMPT"),),
     )
-    return Pair(
-        prompt=prompt, response_a=a, response_b=b, principle=constitution.principles[0]
-    )
+    return Pair(prompt=prompt, response_a=a, response_b=b, principle=constitution.principles[0])
 
 
 def shown(text: str) -> list[tuple[str, str]]:

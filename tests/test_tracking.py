@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cai import tracking
-from cai.config import LoggerConfig, LoggerKind, LoRAConfig, ModelSource, WandbMode
+from cai.choices import LoggerKind, ModelSource, WandbMode
+from cai.config import LoggerConfig, LoRAConfig
 from cai.tracking import FileTracker, MemoryTracker, open_tracker
 
 CANARY = "canary-5f2b7d-secret"

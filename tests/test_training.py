@@ -11,9 +11,9 @@ import torch
 
 from cai import adapters, faults
 from cai.checkpoints import checkpoint_path
-from cai.config import KLControl
+from cai.choices import KLControl
 from cai.errors import Interrupted, UserError
-from cai.faults import InjectedFault
+from cai.faults import InjectedFaultError
 from cai.heads import ScoreHead
 from cai.training import train_ppo, train_preference_model, train_sft
 from tests.tiny import (
@@ -115,7 +115,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
     reported = {}
     monkeypatch.setenv("CAI_FAULT", f"{stage}:{point}:raise")
     faults._passed.clear()
-    with pytest.raises(InjectedFault):
+    with pytest.raises(InjectedFaultError):
         train(stage, tmp_path, reported.__setitem__)
     monkeypatch.delenv("CAI_FAULT")
     before = dict(reported)

@@ -10,16 +10,13 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cai import adapters
+from cai.choices import KLControl, KLEstimator, Precision, RevisionsUsed
 from cai.config import (
     HardwareConfig,
-    KLControl,
-    KLEstimator,
     LoRAConfig,
     OptimizerConfig,
     PPOConfig,
-    Precision,
     PreferenceModelConfig,
-    RevisionsUsed,
     SLPolicyConfig,
 )
 from cai.heads import ScoreHead

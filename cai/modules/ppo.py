@@ -57,7 +57,8 @@ from torch import Tensor
 
 from cai import losses
 from cai.adapters import base_dtype, same_adapter
-from cai.config import KLControl, PPOConfig
+from cai.choices import KLControl
+from cai.config import PPOConfig
 from cai.errors import UserError
 from cai.heads import ScoreHead
 from cai.losses import masked_mean

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cai.artifacts import Artifact
-from cai.config import DataConfig, ModelConfig, PrincipleSampling, SLCAIConfig
+from cai.choices import PrincipleSampling
+from cai.config import DataConfig, ModelConfig, SLCAIConfig
 from cai.context import RunContext
 from cai.stages import evaluation, revisions, sampling, training
 

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from cai.artifacts import Artifact, Work, in_shards
-from cai.config import ComparisonsConfig, ModelConfig, PrincipleSampling
+from cai.choices import PrincipleSampling
+from cai.config import ComparisonsConfig, ModelConfig
 from cai.context import RunContext, Stage
 from cai.feedback import FeedbackModel, Pair, principle_tests
 from cai.models import role_key

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from cai.artifacts import Artifact, Work, in_shards
-from cai.config import ModelConfig, PrincipleSampling, RevisionsConfig
+from cai.choices import PrincipleSampling
+from cai.config import ModelConfig, RevisionsConfig
 from cai.context import RunContext, Stage
 from cai.critique import Reviser
 from cai.models import role_key

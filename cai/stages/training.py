@@ -15,13 +15,8 @@ from peft import PeftModel
 from cai import adapters, data, training
 from cai.artifacts import Artifact, Work
 from cai.checkpoints import newest, step_of
-from cai.config import (
-    ComparisonSourceConfig,
-    ModelConfig,
-    PreferenceModelConfig,
-    RevisionsUsed,
-    SLPolicyConfig,
-)
+from cai.choices import RevisionsUsed
+from cai.config import ComparisonSourceConfig, ModelConfig, PreferenceModelConfig, SLPolicyConfig
 from cai.context import Curve, RunContext, Stage
 from cai.errors import UserError
 from cai.heads import ScoreHead
@@ -322,7 +317,8 @@ def preference_model(
                 stage="preference_model",
             )
             score = _score_function(context, base, tuned, head)
-            samples = [r for r in pairs.records(Response) if r.sample.text]
+            samples = [r for r in pairs.records(Response) if r.sample.text and r.index < 2]
+            # The first pair of every prompt: enough for a mean and a deviation, at half the cost.
             head.calibrate(score([(r.prompt.messages, r.sample.text) for r in samples]))
             save(base, tuned, PREFERENCE, work, head)
             validation = [c for c in compared if c.prompt.id in held_out]

@@ -130,9 +130,7 @@ def main() -> None:
     _table(
         f"Comparisons, {len(judged[0])} prompt tokens",
         {
-            "transformers generate, 8 tokens, one by one": lambda: _naive_generate(
-                base, judged, 8
-            ),
+            "transformers generate, 8 tokens, one by one": lambda: _naive_generate(base, judged, 8),
             "cai, log-probabilities of the letters": lambda: _score(base, judged),
         },
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cai.adapters import same_adapter
-from cai.config import KLControl, KLEstimator
+from cai.choices import KLControl, KLEstimator
 from cai.modules import ppo
 from cai.modules.ppo import SelfCheckError
 from cai.optimisation import NonFiniteError
