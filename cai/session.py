@@ -24,7 +24,6 @@ import yaml
 
 from cai import account, constitution, paths
 from cai.artifacts import Store, write_atomically
-from cai.choices import DataFormat, ModelSource
 from cai.config import Config, RLAIFConfig, SLCAIConfig
 from cai.context import RunContext, versions
 from cai.errors import UserError
@@ -112,8 +111,6 @@ def _execute(config: Config, job: Job) -> float | None:
 def _set_up(config: Config) -> None:
     """Threads, determinism and quiet libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not _needs_hub(config):
-        os.environ["HF_HUB_OFFLINE"] = "1"
     if config.hardware.num_threads is not None:
         torch.set_num_threads(config.hardware.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -124,23 +121,6 @@ def _set_up(config: Config) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
-
-
-def _needs_hub(config: Config) -> bool:
-    models = [config.model]
-    if isinstance(config.phase, SLCAIConfig):
-        models += config.phase.critique_models.values()
-    if isinstance(config.phase, RLAIFConfig):
-        models.append(config.phase.feedback_model)
-    sources = [
-        config.data.red_team,
-        config.data.helpfulness,
-        config.data.benign,
-        config.data.human_comparisons,
-    ]
-    return any(model.source is ModelSource.hub for model in models) or any(
-        source.format in (DataFormat.hub, DataFormat.auto) for source in sources
-    )
 
 
 def _context(config: Config, job: Job, *, tracker: Tracker) -> RunContext:

@@ -42,6 +42,19 @@ class Finished:
         return found
 
 
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: a run on local models may talk to this machine only."""
+    here = (None, "127.0.0.1", "::1", "localhost")
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    elif event == "socket.getaddrinfo":
+        host = arguments[0]
+    else:
+        return
+    if host not in here:
+        raise ConnectionRefusedError(f"a test run tried to reach {host}")
+
+
 def run(folder: Path, *arguments: str, fault: str | None = None, **environment: str) -> Finished:
     """Run `python -m cai.run` with these arguments in a folder, as a child of this process."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +72,7 @@ def run(folder: Path, *arguments: str, fault: str | None = None, **environment: 
                 os.fdopen(2, "w", closefd=False),
             )
             os.chdir(folder)
+            sys.addaudithook(_refuse_network)
             os.environ.update(environment)
             if fault:
                 os.environ["CAI_FAULT"] = fault

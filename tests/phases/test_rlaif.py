@@ -230,3 +230,39 @@ def test_a_multirun_gives_separate_runs_that_share_their_stages(
     assert {stage["status"] for stage in first["stages"]} == {"reused"}
     computed = [s["stage"] for s in second["stages"] if s["status"] == "computed"]
     assert computed == ["policy", "responses", "likelihoods", "evaluation"]
+
+
+def test_human_comparisons_are_mixed_in_when_given(
+    whole: Finished, tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "prompt": f"How do I water plant number {i}?",
+            "chosen": "In the morning, a little.",
+            "rejected": "Never.",
+        }
+        for i in range(5)
+    ]
+    path = tmp_path / "human.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixed = run(
+        whole.folder,
+        *tiny_arguments(tiny_folder),
+        f"data.human_comparisons.path={path}",
+        "data.human_comparisons.format=jsonl",
+        "phase.preference_model.human_weight=2",
+    )
+    assert mixed.code == 0, mixed.output
+    assert mixed.statuses()["comparisons"] == ["reused"]
+    assert mixed.statuses()["preference_model"] == ["computed"]
+    (counts,) = [
+        s["counts"] for s in mixed.manifest()["stages"] if s["stage"] == "preference_model"
+    ]
+    assert counts["human"] == 5
+
+
+def test_labels_that_are_not_finite_numbers_never_reach_a_file(whole: Finished) -> None:
+    for path in (whole.folder / "outputs" / "store").glob("*/*/*.json*"):
+        text = path.read_text("ascii")
+        assert "NaN" not in text
+        assert "Infinity" not in text
