@@ -156,3 +156,9 @@ class ScoreHead(nn.Module):
         value_head.mean.zero_()
         value_head.std.fill_(1.0)
         return value_head.requires_grad_(True)
+
+    @torch.no_grad()
+    def rescale(self, *, scale: float, shift: float) -> None:
+        """Make the output `scale * output + shift`."""
+        self.linear.weight *= scale
+        self.linear.bias.mul_(scale).add_(shift * self.std + self.mean * (1 - scale))

@@ -43,6 +43,27 @@ def masked_var(values: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((values - masked_mean(values, mask)).square(), mask)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineFit:
+    """A line `scale * x + shift`."""
+
+    scale: float
+    shift: float
+
+
+def affine_fit(values: Tensor, targets: Tensor, mask: Tensor) -> AffineFit:
+    """Least-squares line from values to targets over the places where the mask is true.
+
+    `scale = max(0, cov(values, targets) / var(values))`, `shift = mean(targets) - scale *
+    mean(values)`; where the values do not vary, the scale is 0.
+    """
+    value_mean, target_mean = masked_mean(values, mask), masked_mean(targets, mask)
+    variance = masked_var(values, mask)
+    covariance = masked_mean((values - value_mean) * (targets - target_mean), mask)
+    scale = float((covariance / variance).clamp(min=0)) if variance > 1e-12 else 0.0
+    return AffineFit(scale=scale, shift=float(target_mean - scale * value_mean))
+
+
 def whiten(values: Tensor, mask: Tensor, *, shift: bool) -> Tensor:
     """Scale to unit standard deviation over the valid tokens of the whole batch.
 

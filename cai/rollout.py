@@ -94,7 +94,7 @@ class RolloutBatch:
     """Estimate that is in the reward."""
     kl_coef: float
     rewards_BT: Tensor
-    """`-kl_coef * kl`, and the penalised score at the last token."""
+    """`-kl_coef * kl`, and the penalised score at the last token; not whitened."""
     advantages_BT: Tensor
     """Whitened over the tokens of the whole batch."""
     returns_BT: Tensor
@@ -198,7 +198,7 @@ def view_tokens(
     )
 
 
-# The three records below are the parts of a `RolloutBatch`, under its own field names.
+# The records below are the parts of a `RolloutBatch`, under its own field names.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,9 +221,13 @@ class _Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rewarded:
+class _Rewards:
     kl_BT: Tensor
     rewards_BT: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Advantages:
     advantages_BT: Tensor
     returns_BT: Tensor
 
@@ -321,14 +325,14 @@ def _measure(
     )
 
 
-def _reward(
+def _rewards(
     config: PPOConfig,
     measured: _Measured,
     *,
     finished_B: Tensor,
     mask_BT: Tensor,
     kl_coef: float,
-) -> _Rewarded:
+) -> _Rewards:
     kl_BT = losses.kl_estimate(
         measured.old_logprobs_BT,
         measured.reference_logprobs_BT,
@@ -338,16 +342,39 @@ def _reward(
         measured.scores_B, finished_B, penalty=config.missing_eos_penalty
     )
     rewards_BT = losses.token_rewards(penalised_B, kl_BT, mask_BT, kl_coef=kl_coef)
+    return _Rewards(kl_BT=kl_BT, rewards_BT=rewards_BT)
+
+
+def _fitted_values(
+    head: ScoreHead, values_BT: Tensor, rewards_BT: Tensor, mask_BT: Tensor, *, discount: float
+) -> Tensor:
+    """Put the value head on the scale of the returns, before the first update; its new values.
+
+    The preference head reads its score at the end of a sequence and under another adapter; read at
+    every token of the policy's trunk it is off by several standard deviations, and whitened
+    advantages are then mostly that error. A line fitted to the first round's returns (least
+    squares) takes the error out and keeps the direction.
+    """
+    zeros_BT = torch.zeros_like(values_BT)
+    returns_BT = losses.gae(
+        rewards_BT, zeros_BT, mask_BT, discount=discount, gae_lambda=1.0
+    ).returns_BT
+    line = losses.affine_fit(values_BT, returns_BT, mask_BT)
+    head.rescale(scale=line.scale, shift=line.shift)
+    return (line.scale * values_BT + line.shift).masked_fill(~mask_BT, 0.0)
+
+
+def _advantages(
+    config: PPOConfig, rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor
+) -> _Advantages:
     estimates = losses.gae(
-        losses.whiten(rewards_BT, mask_BT, shift=False) if config.whiten_rewards else rewards_BT,
-        measured.values_BT,
+        rewards_BT,
+        values_BT,
         mask_BT,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
     )
-    return _Rewarded(
-        kl_BT=kl_BT,
-        rewards_BT=rewards_BT,
+    return _Advantages(
         advantages_BT=losses.whiten(estimates.advantages_BT, mask_BT, shift=True),
         returns_BT=estimates.returns_BT,
     )
@@ -392,7 +419,7 @@ def build_rollouts(
         policy_adapter: Samples and learns.
         reference_adapter: The KL penalty is measured from it.
         preference_adapter: Gives the score, with `heads.preference`.
-        heads: Value and preference heads.
+        heads: Value and preference heads; in round 0 the value head is put on the returns' scale.
         config: Temperature, KL estimator, penalty, whitening, discount and lambda.
         kl_coef: Weight of the KL penalty in this round.
         micro_batch_size: Sequences per forward pass.
@@ -425,10 +452,19 @@ def build_rollouts(
     for name, values in vars(measured).items():
         if not values.isfinite().all():
             raise NonFiniteError(stage=stage, step=iteration + 1, what=f"one of {name}")
-    rewarded = _reward(
+    rewards = _rewards(
         config, measured, finished_B=sequences.finished_B, mask_BT=mask_BT, kl_coef=kl_coef
     )
-    parts = vars(sequences) | vars(measured) | vars(rewarded)
+    learned_BT = rewards.rewards_BT
+    if config.whiten_rewards:
+        learned_BT = losses.whiten(learned_BT, mask_BT, shift=False)
+    if iteration == 0 and mask_BT.any():
+        values_BT = _fitted_values(
+            heads.value, measured.values_BT, learned_BT, mask_BT, discount=config.discount
+        )
+        measured = dataclasses.replace(measured, values_BT=values_BT)
+    advantages = _advantages(config, learned_BT, measured.values_BT, mask_BT)
+    parts = vars(sequences) | vars(measured) | vars(rewards) | vars(advantages)
     return RolloutBatch(iteration=iteration, kl_coef=kl_coef, **parts)
 
 

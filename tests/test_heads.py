@@ -112,3 +112,13 @@ def test_a_value_head_starts_as_the_calibrated_preference_head():
     assert value_head.linear.weight.requires_grad
     assert value_head.linear.weight is not head.linear.weight
     assert (value_head.mean.item(), value_head.std.item()) == (0.0, 1.0)
+
+
+def test_rescale_is_an_affine_map_of_the_output() -> None:
+    head = ScoreHead(8, seed=0)
+    head.calibrate([1.0, 2.0, 6.0])
+    hidden = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = head(hidden)
+        head.rescale(scale=0.5, shift=3.0)
+        assert torch.allclose(head(hidden), 0.5 * before + 3.0, atol=1e-5)

@@ -341,3 +341,19 @@ def test_whitening_agrees_with_plain_loops(seed):
         for row, keep in zip(values, mask, strict=True)
     ]
     close(losses.whiten(tensor(values), tensor(mask), shift=True), expected)
+
+
+def test_affine_fit_by_hand() -> None:
+    # Points (0, 1), (1, 3), (2, 5): slope 2, intercept 1; the masked point is far off.
+    values = torch.tensor([0.0, 1.0, 2.0, 9.0])
+    targets = torch.tensor([1.0, 3.0, 5.0, -50.0])
+    mask = torch.tensor([True, True, True, False])
+    line = losses.affine_fit(values, targets, mask)
+    assert line.scale == pytest.approx(2.0)
+    assert line.shift == pytest.approx(1.0)
+    # A falling line keeps only the mean: (1 + 3 + 5) / 3.
+    falling = losses.affine_fit(-values, targets, mask)
+    assert falling.scale == 0.0
+    assert falling.shift == pytest.approx(3.0)
+    constant = losses.affine_fit(torch.ones(4), targets, mask)
+    assert (constant.scale, constant.shift) == (0.0, pytest.approx(3.0))

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -231,3 +232,24 @@ def test_scores_do_not_depend_on_their_batch(setup):
     assert together == pytest.approx(scores(pairs[::-1], 3)[::-1], abs=1e-5)
     assert scores([], 4) == []
     assert model.active_adapter == "reference"
+
+
+def test_the_first_round_puts_values_on_the_scale_of_the_returns(setup):
+    model, heads, config, samples = setup
+    fitted = dataclasses.replace(heads, value=heads.preference.as_value_head())
+    later = build(model, fitted, samples, config, iteration=1)
+    first = build(model, fitted, samples, config, iteration=0)
+    mask = first.response_mask_BT
+    # Rewards do not depend on values, so both rounds have the same whole returns.
+    returns = torch.zeros_like(first.rewards_BT)
+    for t in reversed(range(returns.shape[1])):
+        tail = returns[:, t + 1] if t + 1 < returns.shape[1] else 0.0
+        returns[:, t] = first.rewards_BT[:, t] + tail
+    slope, intercept = np.polyfit(later.values_BT[mask].numpy(), returns[mask].numpy(), 1)
+    slope = max(slope, 0.0)
+    if slope == 0.0:
+        intercept = float(returns[mask].mean())
+    expected = slope * later.values_BT[mask] + intercept
+    torch.testing.assert_close(first.values_BT[mask], expected.float(), atol=1e-4, rtol=1e-4)
+    again = build(model, fitted, samples, config, iteration=1)
+    torch.testing.assert_close(again.values_BT, first.values_BT, atol=1e-4, rtol=1e-4)

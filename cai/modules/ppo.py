@@ -20,7 +20,8 @@ Huang et al. 2024, arXiv:2403.17031, and the codes it compares):
     `missing_eos_penalty`. No bootstrap at the cut: it would pay for what was never sampled.
 10. Returns from unwhitened advantages; values belong to the state before the token; clipped
     value loss, the larger of both, halved.
-11. Value head starts from the preference head (`ScoreHead.as_value_head`), own learning rate.
+11. Value head starts from the preference head (`ScoreHead.as_value_head`), put on the scale of the
+    first round's returns by a line fit, with its own learning rate.
 12. Preference model scores at the end-of-sequence token, appended for it to a cut response, and
     is calibrated on SL-CAI samples.
 13. Scores are not clipped: calibration bounds their scale. The raw score is logged.
