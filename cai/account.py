@@ -65,7 +65,8 @@ def tell(
     counts = {result.name: result.counts for result in context.results}
     story = RunStory(
         headline=_headline(config, job, context, started=started, seconds=seconds),
-        can_show=CAN_SHOW,
+        warnings=_warnings(config, context, records),
+        can_show=_can_show(outputs),
         cannot_show=_cannot_show(config),
         limits=LIMITS,
         constitution=chapters.constitution_story(context.constitution, records),
@@ -138,12 +139,6 @@ def _headline(
     )
 
 
-CAN_SHOW = (
-    "That every step of the method ran, with its texts, draws, labels and log-probabilities kept.",
-    "How good the feedback model's labels are, measured on pairs whose better side is known.",
-    "What changed between the base, the SL-CAI policy and the RL-CAI policy on held-out prompts.",
-)
-
 LIMITS = (
     "Refusals are explicit ones, found by rules on wording: answers that lecture or evade without "
     "declining are not counted, and nothing is said about quality.",
@@ -151,9 +146,58 @@ LIMITS = (
     "show that training worked, not that the policy is better.",
     "The likelihood test asks which of two given responses a policy finds likelier; it says "
     "nothing about what the policy writes by itself.",
-    "Intervals cover sampling of prompts only, not other seeds; compare several seeds before "
-    "believing a difference.",
+    "Intervals count steps of one chain, pairs of one prompt and tests of one principle as if they "
+    "were independent, so they are somewhat narrow, and they do not cover other seeds; compare "
+    "several seeds before believing a difference.",
 )
+
+
+def _can_show(outputs: sl_cai.Outputs | rlaif.Outputs) -> tuple[str, ...]:
+    found = [
+        "That every step ran, with its texts, draws, labels and log-probabilities kept.",
+        "What changed between the policies on held-out prompts.",
+    ]
+    if isinstance(outputs, rlaif.Outputs):
+        found.insert(
+            1,
+            "How good the feedback model's labels are, on pairs whose better side the "
+            "constitution's authors gave.",
+        )
+    return tuple(found)
+
+
+def _warnings(config: Config, context: RunContext, records: chapters.Records) -> tuple[str, ...]:
+    """What a reader should know that no single number says."""
+    found = []
+    roles = {f"critique model ({k})": m for k, m in config.phase.critique_models.items()}
+    if isinstance(config.phase, RLAIFConfig):
+        roles["feedback model"] = config.phase.feedback_model
+    others = [f"{role} {m.name}" for role, m in roles.items() if m.name != config.model.name]
+    if others:
+        found.append(
+            f"The policy is {config.model.name}, but other roles are other models: "
+            f"{', '.join(others)}. Name them with model@phase.<role>=..."
+        )
+    precision = str(dtype_of(context.hardware)).removeprefix("torch.")
+    other = sorted(
+        {
+            result.name
+            for result in context.results
+            if result.artifact.manifest()["precision"] != precision
+        }
+    )
+    if other:
+        found.append(
+            f"Stages reused from runs in another precision than {precision}: {', '.join(other)}. "
+            "Another output_dir computes them again."
+        )
+    empty = sum(not e.response.sample.text for e in records.evaluated)
+    if empty:
+        found.append(
+            f"{empty} of {len(records.evaluated)} evaluation responses are empty; they count as no "
+            "refusal and as 0 words."
+        )
+    return tuple(found)
 
 
 def _cannot_show(config: Config) -> tuple[str, ...]:

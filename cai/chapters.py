@@ -109,6 +109,7 @@ def _principle(
 ) -> PrincipleStory:
     steps = [s for c in records.chains for s in c.steps if s.principle_id == principle.id]
     own = [c for c in judged if c.principle_id == principle.id]
+    num_drawn = sum(c.principle_id == principle.id for c in records.comparisons)
     decided = [_decisiveness(c.prob_a or 0.0) for c in own]
     checks = [c.comparison.prob_a for c in records.checks if c.principle_id == principle.id]
     return PrincipleStory(
@@ -121,7 +122,7 @@ def _principle(
         weight=principle.weight,
         source=principle.source,
         num_critiques=len(steps),
-        num_comparisons=len(own) if records.comparisons else None,
+        num_comparisons=num_drawn if records.comparisons else None,
         revision_rate=wilson_interval(
             sum(s.outcome is RevisionOutcome.revised for s in steps), len(steps)
         ),
@@ -314,7 +315,11 @@ def examples(evaluated: list[Evaluated]) -> tuple[Example, ...]:
             dict.fromkeys(e.response.prompt.id for e in evaluated if e.response.prompt.kind is kind)
         )[:num]
         for prompt_id in ids:
-            rows = [e for e in evaluated if e.response.prompt.id == prompt_id]
+            rows = [
+                e
+                for e in evaluated
+                if e.response.prompt.kind is kind and e.response.prompt.id == prompt_id
+            ]
             examples.append(
                 Example(
                     prompt=rows[0].response.prompt,
@@ -361,12 +366,23 @@ def evaluation_story(records: Records, bootstrap: Bootstrap) -> EvaluationStory:
     ]
     first, last = policies[0], policies[-1]
     measures: dict[str, Callable[[Evaluated], float]] = {
-        "refusal rate": lambda e: float(e.refusal),
         "words": lambda e: float(len(e.response.sample.text.split())),
     }
     if records.pm_tests:
         measures["preference-model score"] = lambda e: e.score or 0.0
     changes = [
+        Change(metric="refusal rate", kind=str(kind), before=first, after=last, estimate=estimate)
+        for kind in KINDS
+        if (before := _group(records.evaluated, first, kind))
+        and (
+            estimate := statistics.proportion_difference(
+                sum(e.refusal for e in _group(records.evaluated, last, kind)),
+                sum(e.refusal for e in before),
+                num=len(before),
+            )
+        )
+    ]
+    changes += [
         Change(metric=name, kind=str(kind), before=first, after=last, estimate=estimate)
         for name, measure in measures.items()
         for kind in KINDS

@@ -173,7 +173,8 @@ class HardwareConfig:
     """Sequences per forward and backward pass in training; gradients are accumulated."""
 
     def __post_init__(self) -> None:
-        _positive(self, "devices", "micro_batch_size")
+        _positive(self, "micro_batch_size")
+        _check(self.devices == 1, f"devices must be 1, not {self.devices}: one process trains")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ from cai.constitution import Constitution
 from cai.faults import fault
 from cai.models import Models, dtype_of
 from cai.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 CURVE = "curve.json"
 LIBRARIES = ("cai", "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf")
@@ -73,6 +77,11 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
+def artifact_note(work: Work) -> Path:
+    """File that says in which precision unfinished work was done."""
+    return work.scratch / "precision"
+
+
 @dataclass(slots=True, kw_only=True)
 class RunContext:
     """What stages and phases may touch."""
@@ -116,7 +125,7 @@ class RunContext:
                 self._note(stage, artifact, StageStatus.reused, 0.0, counts)
                 self._replay(artifact)
                 return
-            continued = (artifact.folder / "work").is_dir()
+            continued = self._same_precision(work)
             fault(f"{stage.name}:start")
             started = time.monotonic()
             stage.run(work)
@@ -126,13 +135,33 @@ class RunContext:
                 "expected": stage.expect,
                 "counts": work.counts or stage.expect,
                 "seconds": round(seconds, 3),
-                "precision": str(dtype_of(self.hardware)).removeprefix("torch."),
+                "continued": continued,
+                "precision": self._precision(),
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
             }
             self.store.commit(work, manifest)
         status = StageStatus.continued if continued else StageStatus.computed
         self._note(stage, artifact, status, seconds, manifest["counts"])
+
+    def _precision(self) -> str:
+        return str(dtype_of(self.hardware)).removeprefix("torch.")
+
+    def _same_precision(self, work: Work) -> bool:
+        """Whether an interrupted run left work to go on with; that of another precision is dropped.
+
+        Rows and steps of two precisions in one artifact would be those of neither.
+        """
+        note = artifact_note(work)
+        found = note.read_text("ascii") if note.is_file() else None
+        if found is not None and found != self._precision():
+            log.warning(
+                "%s: what an interrupted run in %s had done is dropped; this run is in %s",
+                work.artifact.short, found, self._precision(),
+            )  # fmt: skip
+            shutil.rmtree(work.folder / "work")
+        write_atomically(artifact_note(work), self._precision().encode("ascii"))
+        return found == self._precision()
 
     def _replay(self, artifact: Artifact) -> None:
         if CURVE in artifact.manifest()["files"]:
@@ -186,7 +215,9 @@ class Curve:
             self.tracked = True
 
     def save(self) -> None:
-        """Write the curve into the artifact."""
+        """Write the curve into the artifact; track it if the training was over before this run."""
+        if not self.tracked:
+            replay(self.tracker, self.work.artifact.stage, self.rows)
         self.work.write_json(CURVE, [{"step": s, **m} for s, m in sorted(self.rows.items())])
 
 

@@ -144,7 +144,7 @@ class Reviser:
             outcome = RevisionOutcome.too_long
         elif not revised:
             outcome = RevisionOutcome.empty_revision
-        elif revised == chain.response:
+        elif revised == clean_revision(chain.response):
             outcome = RevisionOutcome.unchanged
         else:
             outcome = RevisionOutcome.revised

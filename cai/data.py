@@ -171,7 +171,8 @@ def _prompt_column(row: Row, source: PromptSourceConfig) -> str:
 
 def _label(row: Row, column: str | None, *, otherwise: str) -> str:
     """A short text or whole number from a column."""
-    if column is None:
+    # The names that the built-in sets use are optional in other files.
+    if column is None or (column in ("id", "category") and column not in row.fields):
         return otherwise
     value = row.value(column)
     if isinstance(value, int) and not isinstance(value, bool):

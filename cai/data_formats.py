@@ -301,7 +301,7 @@ def _hub_rows(location: Location, split: str) -> Iterator[Row]:
     except ImportError as error:
         raise UserError(
             f"{location.setting}.path={location.path}: there is no such file, and a dataset of the "
-            "hub needs the package `datasets`; type: pip install 'cai[hub]'"
+            "hub needs the package `datasets`; type: pip install -e '.[hub]'"
         ) from error
     name = f"{location.path}[{split}]"
     try:

@@ -15,12 +15,6 @@ class ConfigError(UserError):
     exit_code = 2
 
 
-class LockHeld(UserError):  # noqa: N818 - a state of the world, not a mistake
-    """Another process is making the same artifact."""
-
-    exit_code = 75
-
-
 class Interrupted(BaseException):
     """A signal asked the process to stop.
 

@@ -24,6 +24,7 @@ import torch
 from cai.choices import LabelMode, PrincipleSampling
 from cai.config import ComparisonsConfig
 from cai.constitution import Constitution, Principle, PrincipleTest
+from cai.errors import UserError
 from cai.generation import Generator
 from cai.prompts import (
     ANSWER_OPENING,
@@ -120,7 +121,10 @@ class FeedbackModel:
         opening = self.encoder.text_ids(ANSWER_OPENING)
         with_letter = self.encoder.text_ids(ANSWER_OPENING + letter)
         if with_letter[:-1] != opening:
-            raise ValueError(f"this tokenizer does not give option letter {letter} its own token")
+            raise UserError(
+                f"the feedback model's tokenizer gives option letter {letter} no token of its own; "
+                "name another phase.feedback_model"
+            )
         return with_letter[-1]
 
     def _present(self, pair: Pair, rng: random.Random) -> list[_Order] | Unjudged:
@@ -156,7 +160,9 @@ class FeedbackModel:
         others = [p for p in self.constitution.principles if p.id != pair.principle.id and p.tests]
         messages: list[Message] = []
         for _ in range(self.config.num_few_shot if others else 0):
-            principle = rng.choices(others, weights=[p.weight for p in others])[0]
+            weighted = self.sampling is PrincipleSampling.weighted
+            weights = [p.weight for p in others] if weighted else None
+            principle = rng.choices(others, weights=weights)[0]
             test = rng.choice(principle.tests)
             better, worse = rng.sample(LETTERS, 2)
             options = [

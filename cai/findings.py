@@ -60,13 +60,17 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
         add("Feedback prefers the same position", feedback.same_position_rate, "best is 0")
         add("Label flips when the order is swapped", feedback.flip_rate, "best is 0")
     if (model := story.preference_model) is not None:
-        add("Preference model, held-out accuracy", model.accuracy, _against(model))
+        add("Preference model agrees with held-out AI labels", model.accuracy, _against(model))
         add("Preference model on principle tests", model.principle_tests, "chance 0.5")
+    likely = (story.evaluation.likelihood_tests if story.evaluation else None) or {}
+    for policy, estimate in likely.items():
+        add(f"Better response likelier on tests, {label(policy)}", estimate, "chance 0.5")
     for row in _first_and_last(story.evaluation):
         add(f"Refusals, {label(row.kind)}, {label(row.policy)}", row.refusal_rate)
     for change in story.evaluation.changes if story.evaluation else ():
         name = f"{change.metric}, {label(change.kind)}"
-        add(f"{name}: {label(change.after)} - {label(change.before)}", change.estimate)
+        comment = "circular: PPO's own reward" if "score" in change.metric else ""
+        add(f"{name}: {label(change.after)} - {label(change.before)}", change.estimate, comment)
     return tuple(found)
 
 
@@ -110,6 +114,11 @@ def _feedback_findings(feedback: FeedbackStory | None) -> list[str]:
         return []
     found = []
     accuracy, baseline = feedback.accuracy, feedback.longer_wins
+    if accuracy is None:
+        found.append(
+            "Feedback was not measured: the constitution has no tests, or none were asked for, so "
+            "nobody knows whether its labels follow the principles."
+        )
     if accuracy is not None and at_chance(accuracy):
         found.append(
             f"Feedback is at chance: accuracy {_shown(accuracy)} on the constitution's own tests "
@@ -142,17 +151,24 @@ def _feedback_findings(feedback: FeedbackStory | None) -> list[str]:
 
 
 def _preference_findings(model: PreferenceModelStory | None) -> list[str]:
+    if model is None:
+        return []
     found = []
-    if model is not None and model.accuracy is not None and at_chance(model.accuracy):
-        found.append(
-            f"The preference model is at chance on held-out pairs: accuracy "
-            f"{_shown(model.accuracy)} covers 0.5. Its score is a weak reward."
-        )
-    if model is not None and model.principle_tests is not None and at_chance(model.principle_tests):
-        found.append(
-            f"The preference model is at chance on the principle tests: "
-            f"{_shown(model.principle_tests)} covers 0.5."
-        )
+    measured = (
+        ("agreeing with held-out AI labels", model.accuracy),
+        ("on the principle tests", model.principle_tests),
+    )
+    for what, accuracy in measured:
+        if accuracy is not None and at_chance(accuracy):
+            found.append(
+                f"The preference model is at chance {what}: {_shown(accuracy)} covers 0.5. Its "
+                "score is a weak reward."
+            )
+        elif accuracy is not None and accuracy.high < 0.5:
+            found.append(
+                f"The preference model is worse than chance {what}: {_shown(accuracy)}. Its score "
+                "rewards the wrong side."
+            )
     return found
 
 

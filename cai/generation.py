@@ -20,6 +20,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from cai.errors import UserError
+
 MIN_PREFIX = 32
 """Shorter common prefixes are not worth a pass of their own, tokens."""
 
@@ -172,7 +174,10 @@ def _draw(
     """Invert the cumulative distribution at each row's uniform number; ids (B,), logprobs (B,)."""
     logprobs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
     if not bool(torch.isfinite(logprobs).any(-1).all()):
-        raise FloatingPointError("the model's next-token probabilities are not finite")
+        raise UserError(
+            "the model's next-token probabilities are not finite, so nothing can be sampled. After "
+            "training: lower the learning rate; otherwise type hardware.precision=fp32"
+        )
     if temperature == 0:
         chosen = logprobs.argmax(-1)
     else:

@@ -8,6 +8,7 @@ tell what would be reused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cai import embedded
@@ -30,6 +32,8 @@ from cai.types import Message
 
 log = logging.getLogger(__name__)
 
+IDENTIFYING = (".safetensors", ".json", ".jinja", ".txt", ".model")
+"""Endings of weights, configs, templates and vocabularies."""
 POLICY = "policy"
 REFERENCE = "reference"
 PREFERENCE = "preference"
@@ -99,9 +103,7 @@ def dtype_of(hardware: HardwareConfig) -> torch.dtype:
 def _folder_sha256(folder: Path) -> str:
     """Identity of a local model: its weights, config and tokenizer; remembered by size and time."""
     files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in (".safetensors", ".json", ".jinja") and path.is_file()
+        path for path in folder.iterdir() if path.suffix in IDENTIFYING and path.is_file()
     )
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder} has no .safetensors file; other formats are not loaded")
@@ -115,8 +117,9 @@ def _folder_sha256(folder: Path) -> str:
         stat = path.stat()
         key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
         hashes[path.name] = known[key] = known.get(key) or file_sha256(path)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(memory, json.dumps(known).encode("utf-8"))
+    with contextlib.suppress(OSError, UserError):  # only a memory; a read-only cache is fine
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memory, json.dumps(known).encode("utf-8"))
     return digest_of(hashes)
 
 
@@ -129,7 +132,7 @@ def _hub_folder(config: ModelConfig) -> Path:
             snapshot_download(
                 str(config.path),
                 revision=config.revision,
-                allow_patterns=["*.safetensors", "*.json", "*.jinja"],
+                allow_patterns=[f"*{ending}" for ending in IDENTIFYING],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -167,6 +170,15 @@ def identity(config: ModelConfig) -> str:
     return _folder_sha256(folder_of(config))
 
 
+def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
+    window = model.config.get_text_config().max_position_embeddings
+    if config.max_context > window:
+        raise UserError(
+            f"model {config.name}: max_context={config.max_context}, but it reads at most {window} "
+            "tokens"
+        )
+
+
 def role_key(config: ModelConfig) -> dict[str, str | int | None]:
     """What of a model's configuration decides what it says, for a stage's digest."""
     return {
@@ -191,15 +203,13 @@ def load(config: ModelConfig, hardware: HardwareConfig) -> BaseModel:
             f"{'chat template' if tokenizer.chat_template is None else 'end-of-sequence token'}; "
             "an instruction-tuned model is needed"
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype_of(hardware), local_files_only=True, use_safetensors=True
-    )
-    model.requires_grad_(False)
-    window = model.config.get_text_config().max_position_embeddings
-    if config.max_context > window:
-        raise UserError(
-            f"model.max_context={config.max_context}: {config.name} reads at most {window} tokens"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype_of(hardware), local_files_only=True, use_safetensors=True
         )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"model {config.name} cannot be loaded from {folder}: {error}") from error
+    model.requires_grad_(False)
     base_id = embedded.MODEL_ID if config.source is ModelSource.embedded else str(config.path)
     return BaseModel(
         model=model.eval().to(device_of(hardware)),
@@ -223,6 +233,7 @@ class Models:
         if sha256 not in self._loaded:
             self._loaded[sha256] = load(config, self.hardware)
         shared = self._loaded[sha256]
+        _check_window(config, shared.model)
         return BaseModel(
             model=shared.model,
             encoder=shared.encoder,

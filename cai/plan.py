@@ -20,7 +20,8 @@ def _seconds_per_unit(store: Path, stage: str) -> float | None:
     rates = []
     for path in (store / stage).glob(f"*/{MANIFEST}"):
         manifest = json.loads(path.read_bytes())
-        if amount := next(iter(manifest["expected"].values()), 0):
+        amount = next(iter(manifest["expected"].values()), 0)
+        if amount and not manifest["continued"]:
             rates.append(manifest["seconds"] / amount)
     return statistics.median(rates) if rates else None
 

@@ -145,13 +145,30 @@ def revision_prompt(asked: Sequence[Message], *, critique: str, request: str) ->
     return [*asked, Message(role="assistant", content=critique), _ask_revision(request)]
 
 
+def revision_wording() -> Sequence[object]:
+    """All wording that asks for a critique and a revision, for a stage's digest."""
+    person = [Message(role="user", content="1"), Message(role="assistant", content="2"),
+              Message(role="user", content="3")]  # fmt: skip
+    asked = critique_prompt(person, "4", request="5", num_few_shot=len(CRITIQUE_EXAMPLES))
+    prompt = revision_prompt(asked, critique="6", request="7")
+    return REVIEWER_SYSTEM, *(message.content for message in prompt)
+
+
+def comparison_wording() -> Sequence[object]:
+    """All wording that asks for a comparison, for a stage's digest."""
+    options = (Option(letter="B", response="1"), Option(letter="C", response="2"))
+    asked = comparison_question([Message(role="user", content="3")], options, question="4")
+    return JUDGE_SYSTEM, asked.content, comparison_answer("B").content, LETTERS
+
+
 _LABEL = re.compile(
     r"^(?:(?:sure|certainly|of course|okay|ok)[,!.:]?\s+)?"
-    r"(?:here(?:'s| is)[^:\n]{0,60}|(?:the\s+)?(?:new|revised|rewritten|improved)[^:\n]{0,30}"
-    r"|revision|response|assistant|answer)\s*:\s*",
+    r"(?:here(?:'s| is) (?:a|an|the|my)\b[^:\n]{0,40}\b(?:response|revision|version|answer|reply)"
+    r"|(?:the\s+)?(?:(?:new|revised|rewritten|improved)\s+)?(?:response|revision|version|answer)"
+    r"|assistant)\s*:\s*",
     re.IGNORECASE,
 )
-_TAIL = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff#*_~^|]+$")
+_TAIL = re.compile(r"(?:\s|[\u2600-\u27bf\u2b50\ufe0f\u200d\U0001f000-\U0001faff]|[#*~^|]{3,})+$")
 
 
 def clean_revision(text: str) -> str:

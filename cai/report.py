@@ -332,7 +332,7 @@ def _preference_rows(model: PreferenceModelStory | None) -> list[tuple[str, Esti
     if model is None:
         return []
     rows = [
-        ("Accuracy on held-out pairs (chance 0.5)", model.accuracy),
+        ("Agreement with AI labels of held-out pairs (chance 0.5)", model.accuracy),
         ("Taking the longer response instead, same pairs", model.longer_wins),
         ("Accuracy on the constitution's tests (chance 0.5)", model.principle_tests),
     ]
@@ -420,7 +420,7 @@ def _feedback_figures(
             reliability,
         ),
         *_drawn(
-            "Labels the preference model learns from",
+            "Labels of the comparisons",
             "A heap at 0.5 means that the feedback model hardly tells the responses apart.",
             labels,
         ),

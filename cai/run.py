@@ -3,8 +3,7 @@
 `python -m cai.run phase=rlaif constitution=medical`; `--help` shows the rest. Nothing heavier than
 Hydra is imported before a job starts, so `--help`, `--cfg` and completion are quick.
 
-Exit codes: 0 done, 1 failed, 2 wrong settings, 75 another process holds the lock, 130 Ctrl-C,
-143 SIGTERM.
+Exit codes: 0 done, 1 failed, 2 wrong settings, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import tempfile
 import textwrap
 from datetime import datetime
 from functools import cache
+from pathlib import PurePath
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -142,6 +143,11 @@ def _name(text: str) -> str:
     return text
 
 
+def _stem(path: str) -> str:
+    """Return a file's name without ending, as part of a folder's name."""
+    return _slug(PurePath(path).stem) or "constitution"
+
+
 def _slug(text: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9_.,=@+-]+", "-", text or "").strip(".-")[:100]
 
@@ -165,6 +171,7 @@ def _register() -> None:
     register("cai_base", _base, replace=True)
     register("cai_name", _name, replace=True)
     register("cai_slug", _slug, replace=True)
+    register("cai_stem", _stem, replace=True)
     register("cai_sweep", _sweep, replace=True)
     register("cai_options", _options_line, replace=True)
 

@@ -25,6 +25,7 @@ import yaml
 from cai import account, constitution, paths
 from cai.artifacts import Store, write_atomically
 from cai.config import Config, RLAIFConfig, SLCAIConfig
+from cai.constitution import Constitution
 from cai.context import RunContext, versions
 from cai.errors import UserError
 from cai.job import Job
@@ -47,13 +48,14 @@ def execute(config: Config, job: Job) -> float | None:
         UserError: for everything that the user can put right.
     """
     _set_up(config)
+    document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
     if config.plan:
-        context = _context(config, job, tracker=MemoryTracker())
+        context = _context(config, job, document, MemoryTracker())
         _run_phase(config, context)
         print(plan_text(context))
         return None
     try:
-        return _execute(config, job)
+        return _execute(config, job, document)
     except OSError as error:
         if error.errno in FULL:
             raise UserError(
@@ -68,7 +70,7 @@ def execute(config: Config, job: Job) -> float | None:
         ) from error
 
 
-def _execute(config: Config, job: Job) -> float | None:
+def _execute(config: Config, job: Job, document: Constitution) -> float | None:
     run_dir = Path(job.run_dir)
     started = time.monotonic()
     when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -77,17 +79,15 @@ def _execute(config: Config, job: Job) -> float | None:
         config.logger,
         run_dir=run_dir,
         output_dir=Path(config.output_dir),
-        group=job.sweep
-        or job.choices.get("experiment")
-        or f"{config.phase.name}-{config.constitution.name}",
+        group=job.sweep or job.choices.get("experiment") or f"{config.phase.name}-{document.name}",
         job_type=config.phase.name,
-        tags=(config.constitution.name, config.model.name),
+        tags=(document.name, config.model.name),
         run_config={"cai": config_record(config)},
     )
     status = "failed"
     context = None
     try:
-        context = _context(config, job, tracker=tracker)
+        context = _context(config, job, document, tracker)
         outputs = _run_phase(config, context)
         seconds = time.monotonic() - started
         told = account.tell(config, job, context, outputs, started=when, seconds=seconds)
@@ -123,12 +123,12 @@ def _set_up(config: Config) -> None:
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
 
 
-def _context(config: Config, job: Job, *, tracker: Tracker) -> RunContext:
+def _context(config: Config, job: Job, document: Constitution, tracker: Tracker) -> RunContext:
     return RunContext(
         run_dir=Path(job.run_dir),
         store=Store(root=Path(config.output_dir) / "store"),
         tracker=tracker,
-        constitution=constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS),
+        constitution=document,
         models=Models(config.hardware),
         hardware=config.hardware,
         seed=config.seed,

@@ -122,6 +122,22 @@ def paired_bootstrap_difference(
     return bootstrap_mean(difference.tolist(), num_resamples=num_resamples, seed=seed)
 
 
+def proportion_difference(successes: int, baseline_successes: int, *, num: int) -> Estimate | None:
+    """Difference of two proportions over `num` prompts each, with Newcombe's interval.
+
+    Wilson intervals of both proportions put together (Newcombe 1998, method 10). It is never of
+    width 0, as a bootstrap of equal outcomes is; the same prompts in both make it too wide rather
+    than too narrow.
+    """
+    after, before = wilson_interval(successes, num), wilson_interval(baseline_successes, num)
+    if after is None or before is None:
+        return None
+    value = after.value - before.value
+    down = math.hypot(after.value - after.low, before.high - before.value)
+    up = math.hypot(after.high - after.value, before.value - before.low)
+    return Estimate(value=value, low=value - down, high=value + up, num=num)
+
+
 def at_chance(interval: Estimate, *, chance: float = 0.5) -> bool:
     """Whether the interval covers chance: the measurement does not show skill either way."""
     return interval.low <= chance <= interval.high

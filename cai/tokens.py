@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from cai.errors import UserError
 from cai.types import Message
 
 OPEN, CLOSE = "\ue000", "\ue001"
@@ -61,6 +63,9 @@ class ChatEncoder:
             messages: Turns, user first.
             system: Our own system turn; None leaves the template's default.
             respond: Whether to open the assistant's turn at the end.
+
+        Raises:
+            UserError: when the chat template cannot render it.
         """
         texts = [message.content for message in messages]
         chat = [
@@ -69,14 +74,21 @@ class ChatEncoder:
         ]
         if system is not None:
             chat.insert(0, {"role": "system", "content": system})
-        rendered = self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=respond
-        )
+        try:
+            # Templates that can think aloud are told not to; others ignore the word.
+            rendered = self.tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=respond, enable_thinking=False
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"the model's chat template refuses the conversation: {error}. A template that "
+                "takes a system turn and alternating turns is needed"
+            ) from error
         ids: list[int] = []
         for number, text in enumerate(texts):
             before, found, rendered = rendered.partition(f"{OPEN}{number}{CLOSE}")
             if not found:
-                raise ValueError("the chat template leaves out a message")
+                raise UserError("the model's chat template leaves out a message")
             ids += self._piece_ids(before) + self.text_ids(text)
         return ids + self._piece_ids(rendered)
 

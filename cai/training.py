@@ -27,7 +27,6 @@ from peft import PeftModel
 from cai import adapters
 from cai.checkpoints import VerifiedCheckpointIO, checkpoint_path, newest, prune, step_of
 from cai.config import HardwareConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
-from cai.errors import UserError
 from cai.faults import fault
 from cai.heads import ScoreHead
 from cai.loaders import (
@@ -198,15 +197,7 @@ def fit(
             reported once more, with the same number and the same values: keep one row per step.
         seed: Of the random stream of every step.
         stage: For fault points `<stage>:step` and `<stage>:checkpoint`.
-
-    Raises:
-        UserError: when more than one device is asked for.
     """
-    if hardware.devices != 1:
-        raise UserError(
-            f"hardware.devices={hardware.devices}: training runs on one device. Type: "
-            "hardware.devices=1"
-        )
     if len(loader) != max_steps:
         raise AssertionError(f"{len(loader)} batches for {max_steps} steps")
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,8 @@ def artifact_bytes(folder: Path) -> dict[str, bytes]:
             content = path.read_bytes()
             if path.name == "manifest.json":
                 manifest = json.loads(content)
-                manifest.pop("seconds")
+                for volatile in ("seconds", "continued"):
+                    manifest.pop(volatile)
                 content = json.dumps(manifest, sort_keys=True).encode()
             found[str(path.relative_to(folder))] = content
     return found

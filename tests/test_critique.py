@@ -143,6 +143,12 @@ def test_the_no_op_example_is_always_shown_and_changes_nothing() -> None:
         ("> quoted line\n> second", "quoted line\nsecond"),
         ("Take care \U0001f600\U0001f600 \u2764\ufe0f", "Take care"),
         ("Use a ratio of 3:1.", "Use a ratio of 3:1."),
+        ("New York: a city of many.", "New York: a city of many."),
+        ("Revised approach to budgets: save more.", "Revised approach to budgets: save more."),
+        ("Here is the thing: I can't.", "Here is the thing: I can't."),
+        ("I write C#", "I write C#"),
+        ("Do **that**", "Do **that**"),
+        ("Bye ***** #####", "Bye"),
         ("", ""),
     ],
 )

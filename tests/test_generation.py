@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from cai.errors import UserError
 from cai.generation import Generator, _draw
 from tests.tiny import tiny_model
 
@@ -96,7 +97,7 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_probabilities_that_are_not_finite_stop_the_run() -> None:
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         _draw(torch.full((1, 4), float("nan")), torch.tensor([0.5], dtype=torch.float64), 1.0)
 
 

@@ -63,7 +63,15 @@ def test_a_model_that_cannot_be_loaded_says_why(
     tiny_folder: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        load(local(tiny_folder, **changes), hardware())
+        Models(hardware()).base(local(tiny_folder, **changes))
+
+
+def test_damaged_weights_are_a_clear_error(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="tiny cannot be loaded from"):
+        load(local(folder), hardware())
 
 
 def test_only_safetensors_are_loaded(tiny_folder: Path, tmp_path: Path) -> None:

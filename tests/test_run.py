@@ -25,13 +25,12 @@ STAND_IN = """
 import json, sys, time, types
 
 def execute(config, job):
-    from cai.errors import LockHeld, UserError
+    from cai.errors import UserError
     print("JOB " + json.dumps({"dir": job.run_dir, "seed": config.seed, "sweep": job.sweep,
           "num": job.job_num, "command": job.command, "choices": job.choices,
           "overrides": job.overrides}), flush=True)
     if config.seed == 11: raise UserError("out of luck: seed=1")
     if config.seed == 12: raise RuntimeError("a bug")
-    if config.seed == 13: raise LockHeld("another process makes it")
     if config.seed == 14: time.sleep(60)
     return 0.5
 
@@ -344,7 +343,6 @@ def test_a_plan_leaves_nothing_behind(tmp_path):
     [
         (11, 1, "Error: out of luck: seed=1\n"),
         (12, 1, "Go on with: python -m cai.run seed=12\n"),
-        (13, 75, "Error: another process makes it\n"),
     ],
 )
 def test_a_failed_job_says_why_and_has_its_code(tmp_path, seed, code, said):

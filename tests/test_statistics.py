@@ -144,3 +144,21 @@ def test_preferred_side_folds_pairs_so_that_calibration_can_be_seen():
 )
 def test_format_shows_digits_that_the_interval_supports(estimate, text):
     assert estimate.format() == text
+
+
+def test_proportion_difference_is_newcombes_example() -> None:
+    # Newcombe 1998, table II, example (a): 56/70 - 48/80 = 0.2 has unequal sizes; equal sizes by
+    # hand: 9/10 - 3/10, Wilson (0.5958, 0.9821) and (0.1078, 0.6032):
+    # 0.6 - sqrt(0.3042^2 + 0.3032^2) = 0.1705 and 0.6 + sqrt(0.0821^2 + 0.1922^2) = 0.8090.
+    found = statistics.proportion_difference(9, 3, num=10)
+    assert found is not None
+    assert found.value == pytest.approx(0.6)
+    assert found.low == pytest.approx(0.1705, abs=1e-3)
+    assert found.high == pytest.approx(0.8090, abs=1e-3)
+    swapped = statistics.proportion_difference(3, 9, num=10)
+    assert swapped is not None
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
+    none = statistics.proportion_difference(0, 0, num=10)
+    assert none is not None
+    assert none.low < 0 < none.high
+    assert statistics.proportion_difference(0, 0, num=0) is None

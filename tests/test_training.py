@@ -274,21 +274,3 @@ def test_training_leaves_the_callers_random_stream_and_adapter_alone(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
     assert model.active_adapter == "other"
     assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
-
-
-def test_more_than_one_device_is_refused(tmp_path):
-    machines = hardware()
-    machines.devices = 2
-    model = adapters.attach(tiny_model(), lora(), adapter="policy", seed=1)
-    with pytest.raises(UserError, match=r"hardware\.devices=2: training runs on one device"):
-        train_sft(
-            model,
-            sft_examples(),
-            adapter="policy",
-            config=sl_config(),
-            seed=3,
-            hardware=machines,
-            work_dir=tmp_path,
-            on_step=lambda step, metrics: None,
-            stage="sl_policy",
-        )

@@ -64,6 +64,7 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         comparisons=compared,
         pairs=pairs,
         human=inputs.data.human_comparisons,
+        num=num_prompts * config.pairs.pairs_per_prompt,
     )
     policy = rl_policy(
         context,

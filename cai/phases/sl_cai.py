@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cai.artifacts import Artifact
-from cai.choices import PrincipleSampling
+from cai.choices import PrincipleSampling, RevisionsUsed
 from cai.config import DataConfig, ModelConfig, SLCAIConfig
 from cai.context import RunContext
 from cai.stages import evaluation, revisions, sampling, training
@@ -46,6 +46,13 @@ class Outputs:
     evaluation: evaluation.Evaluation
 
 
+def _num_examples(config: SLCAIConfig) -> int:
+    """Examples of the fine-tune when every revision and sample is usable."""
+    steps = config.revisions.num_revisions if config.sl_policy.revisions is RevisionsUsed.all else 1
+    revised = config.prompts.num_red_team * steps
+    return revised + config.prompts.num_helpfulness * config.helpfulness.samples_per_prompt
+
+
 def train(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Trained:
     """Everything up to the SL-CAI policy; phase 2 begins with the same stages."""
     num = config.prompts
@@ -74,6 +81,7 @@ def train(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Trained:
         config=config.sl_policy,
         revisions=revised,
         helpfulness=helpfulness,
+        num=_num_examples(config),
     )
     return Trained(
         prompts=prompts,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-from cai.artifacts import Artifact, Work, in_shards
+from cai.artifacts import Artifact, Work, digest_of, in_shards
 from cai.choices import PrincipleSampling
 from cai.config import ComparisonsConfig, ModelConfig
 from cai.context import RunContext, Stage
 from cai.feedback import FeedbackModel, Pair, principle_tests
 from cai.models import role_key
+from cai.prompts import comparison_wording
 from cai.seeds import derive_seed
 from cai.types import Comparison, FeedbackCheck, Message, Prompt, PromptKind, Response, Split
 
@@ -39,6 +40,7 @@ def _identity(context: RunContext, model: ModelConfig, sampling: PrincipleSampli
         "feedback_model": role_key(model),
         "constitution": context.constitution.digest,
         "principles": str(sampling),
+        "wording": digest_of(comparison_wording()),
     }
 
 

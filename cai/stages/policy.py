@@ -13,6 +13,7 @@ from cai import adapters, training
 from cai.artifacts import Artifact, Work, write_atomically
 from cai.config import ModelConfig, PPOConfig
 from cai.context import RunContext, Stage
+from cai.errors import UserError
 from cai.models import POLICY, PREFERENCE, REFERENCE, BaseModel
 from cai.rollout import Heads, RolloutBatch, Sampled
 from cai.seeds import derive_seed, python_rng
@@ -161,6 +162,12 @@ def policy(
                 ]
                 for kind in (PromptKind.red_team, PromptKind.helpfulness)
             ]
+            if not pools[0]:
+                raise UserError(
+                    "policy: no red-team prompt leaves room for phase.ppo.max_new_tokens="
+                    f"{config.max_new_tokens} in model.max_context={model.max_context}; type a "
+                    "smaller one or a larger other"
+                )
             sampler = _Sampler(
                 base=base,
                 model=tuned,
@@ -213,7 +220,10 @@ def policy(
                 "preference_model": preference_model,
             },
             identity=training_identity(model),
-            expect={"rounds": config.num_iterations},
+            expect={
+                "rollouts": config.num_iterations * config.rollouts_per_iteration,
+                "rounds": config.num_iterations,
+            },
             run=run,
         )
     )

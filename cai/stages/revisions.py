@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cai.artifacts import Artifact, Work, in_shards
+from cai.artifacts import Artifact, Work, digest_of, in_shards
 from cai.choices import PrincipleSampling
 from cai.config import ModelConfig, RevisionsConfig
 from cai.context import RunContext, Stage
 from cai.critique import Reviser
 from cai.models import role_key
+from cai.prompts import revision_wording
 from cai.seeds import derive_seed
 from cai.types import Response, RevisionChain
 
@@ -59,6 +60,7 @@ def revisions(
                 "critique_model": role_key(model),
                 "constitution": context.constitution.digest,
                 "principles": str(sampling),
+                "wording": digest_of(revision_wording()),
             },
             expect={"chains": num, "texts": num * texts_per_chain},
             run=run,

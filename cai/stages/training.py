@@ -37,6 +37,8 @@ from cai.types import (
 
 ADAPTER = "adapter"
 VALIDATION = "validation.jsonl"
+SCORED_AT_ONCE = 32
+"""Responses per call; within it they are batched by length."""
 PROBE = "How do you say hello?"
 """What a saved adapter is checked with; any text will do."""
 
@@ -135,6 +137,7 @@ def sl_policy(
     config: SLPolicyConfig,
     revisions: Artifact,
     helpfulness: Artifact,
+    num: int,
 ) -> Artifact:
     """The SL-CAI policy: fine-tuned on revisions mixed with helpfulness samples (sec. 3.1)."""
 
@@ -183,7 +186,7 @@ def sl_policy(
             config=config,
             inputs={"revisions": revisions, "helpfulness": helpfulness},
             identity=training_identity(model),
-            expect={"epochs": config.num_epochs},
+            expect={"examples": num * config.num_epochs},
             run=run,
         )
     )
@@ -239,17 +242,23 @@ def _score_function(
     context: RunContext, base: BaseModel, model: PeftModel, head: ScoreHead
 ) -> Score:
     def score(rows: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
-        return score_responses(
-            model,
-            head,
-            [
-                (tuple(base.prompt_ids(messages)), tuple(base.encoder.response_ids(response)))
-                for messages, response in rows
-            ],
-            adapter=PREFERENCE,
-            micro_batch_size=context.hardware.micro_batch_size,
-            pad_id=base.eos_id,
-        )
+        scores: list[float] = []
+        with bar(len(rows), name="preference scores", unit="responses") as progress:
+            for start in range(0, len(rows), SCORED_AT_ONCE):
+                chunk = rows[start : start + SCORED_AT_ONCE]
+                scores += score_responses(
+                    model,
+                    head,
+                    [
+                        (tuple(base.prompt_ids(asked)), tuple(base.encoder.response_ids(response)))
+                        for asked, response in chunk
+                    ],
+                    adapter=PREFERENCE,
+                    micro_batch_size=context.hardware.micro_batch_size,
+                    pad_id=base.eos_id,
+                )
+                progress.update(len(chunk))
+        return scores
 
     return score
 
@@ -275,6 +284,7 @@ def preference_model(
     comparisons: Artifact,
     pairs: Artifact,
     human: ComparisonSourceConfig,
+    num: int,
 ) -> Artifact:
     """The preference model: soft AI labels, human comparisons when given, calibrated scores."""
 
@@ -343,7 +353,7 @@ def preference_model(
                 "human": dataclasses.asdict(human),
                 "human_data": data.source_digest(human, setting="data.human_comparisons"),
             },
-            expect={"epochs": config.num_epochs},
+            expect={"pairs": num * config.num_epochs},
             run=run,
         )
     )
