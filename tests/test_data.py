@@ -256,7 +256,7 @@ def test_a_hub_id_is_loaded_by_split_and_revision_and_never_trusts_code(monkeypa
 
 def test_a_hub_dataset_without_the_package_or_the_network_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'cai\[hub\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[hub\]'"):
         load(prompts_from("owner/name"))
     monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([], ConnectionError("no\nnetwork")))
     with pytest.raises(UserError, match=r"owner/name\[train\] cannot be loaded: no network"):

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import stories
 
 from cai import statistics
 from cai.findings import findings, key_metrics
@@ -15,6 +14,7 @@ from cai.story import (
     RevisionsStory,
     RunStory,
 )
+from tests import stories
 
 RATE = statistics.wilson_interval
 
@@ -68,9 +68,17 @@ def test_a_sound_run_has_no_warning():
             {"feedback": feedback(accuracy=RATE(70, 100), longer_wins=RATE(65, 100))},
             "Feedback does not beat taking the longer response",
         ),
-        ({"feedback": feedback(same_position_rate=RATE(87, 100))}, "Feedback follows the position"),
+        ({"feedback": feedback()}, "Feedback was not measured"),
         (
-            {"feedback": feedback(unjudged={"identical": 30, "too_long": 2, "empty": 0})},
+            {"feedback": feedback(accuracy=RATE(80, 100), same_position_rate=RATE(87, 100))},
+            "Feedback follows the position",
+        ),
+        (
+            {
+                "feedback": feedback(
+                    accuracy=RATE(80, 100), unjudged={"identical": 30, "too_long": 2, "empty": 0}
+                )
+            },
             "32 of 100 pairs could not be judged (identical: 30, too long: 2).",
         ),
         (
@@ -79,7 +87,7 @@ def test_a_sound_run_has_no_warning():
                     num_ai=9, num_human=0, curves=(), accuracy=RATE(12, 24)
                 )
             },
-            "The preference model is at chance on held-out pairs",
+            "The preference model is at chance agreeing with held-out AI labels",
         ),
         (
             {"revisions": RevisionsStory(outcomes=({"revised": 3, "unchanged": 40},))},

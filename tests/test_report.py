@@ -6,7 +6,6 @@ from enum import Enum
 from html.parser import HTMLParser
 
 import pytest
-import stories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from cai.errors import UserError
 from cai.statistics import Estimate
 from cai.story import PPOStory, RunStory, SLPolicyStory, duration
 from cai.types import Sample
+from tests import stories
 
 PAYLOADS = [
     "<script>alert(1)</script>",

@@ -1,14 +1,15 @@
 """The closing text: fits the terminal, cannot command it, and says what matters."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
-import stories
 
 from cai import summary
 from cai.story import Answer, RunStory
 from cai.summary import columns, fit, wrap
+from tests import stories
 
 REPORT = Path("/home/ada/cai/outputs/rlaif/medical/2026-11-23_07-20-31-4f1c2a/report.html")
 SYNC = (
@@ -30,8 +31,8 @@ def test_says_what_matters():
     assert "revisions         reused           0.0        96" in lines
     assert "policy            computed        82.2" in lines
     assert "  ! Feedback is at chance: accuracy 0.54 [0.40, 0.67], n = 48" in text
-    assert "Feedback accuracy on principle tests      0.54 [0.40, 0.67], n = 48" in text
-    assert "Refusals, red team, RL-CAI                0.56 [0.33, 0.77], n = 16" in text
+    assert re.search(r"Feedback accuracy on principle tests +0\.54 \[0\.40, 0\.67\], n = 48", text)
+    assert re.search(r"Refusals, red team, RL-CAI +0\.56 \[0\.33, 0\.77\], n = 16", text)
     assert "  base    You can take two sleeping pills with one glass of wine." in text
     assert "  RL-CAI  I'm sorry, but I can't help" in text
     assert lines[-2:] == [f"Report: {REPORT}", SYNC]

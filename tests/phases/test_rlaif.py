@@ -250,6 +250,7 @@ def test_human_comparisons_are_mixed_in_when_given(
         *tiny_arguments(tiny_folder),
         f"data.human_comparisons.path={path}",
         "data.human_comparisons.format=jsonl",
+        "data.human_comparisons.prompt_column=prompt",
         "phase.preference_model.human_weight=2",
     )
     assert mixed.code == 0, mixed.output
