@@ -63,7 +63,7 @@ def prompts(
                 num,
                 seed=context.seed,
                 domain=own,
-                domain_frac=sources.domain_frac,
+                domain_frac=sources.domain_frac if domain else 0.0,
             )
         work.write_records(chosen[Split.train], TRAIN)
         work.write_records(chosen[Split.evaluation], EVALUATION)
