@@ -204,7 +204,7 @@ def feedback_story(records: Records) -> FeedbackStory | None:
         same_position_rate=wilson_interval(sum(same), len(same)),
         flip_rate=_flip_rate(records.comparisons),
         calibration_error=statistics.calibration_error(bins),
-        brier=statistics.brier_score(sides.confidence, sides.correct),
+        brier=statistics.brier_score(probs, [1.0] * len(probs)),
         bins=tuple(bins),
         label_probabilities=tuple(c.prob_a for c in records.comparisons if c.prob_a is not None),
     )
@@ -280,7 +280,7 @@ def ppo_story(
                     "objective/rlhf_reward": "score minus KL penalty",
                 },
                 "Reward",
-                "standard deviations of SL-CAI scores",
+                "SL-CAI standard deviations",
                 "Mean over the round's rollouts; 0 is the mean of SL-CAI samples.",
             ),
             (

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
@@ -108,9 +109,24 @@ class Generator:
 
     @torch.inference_mode()
     def next_token_logprobs(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Log-probabilities (B, V) of the token after each prompt, float32."""
-        logits, _, _ = self._prefill(prompts)
-        return logits.float().log_softmax(-1).cpu()
+        """Log-probabilities (B, V) of the token after each prompt, float32.
+
+        The last layer is computed in float32: bfloat16 logits near 16 are multiples of 1/8, which
+        makes exact ties of options that differ. A model that transforms its logits after that
+        layer keeps its own.
+        """
+        head = self.model.get_output_embeddings()
+        inputs: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+        try:
+            logits = self._prefill(prompts)[0].float()
+        finally:
+            hook.remove()
+        bias = None if head.bias is None else head.bias.float()
+        exact = functional.linear(inputs[-1][:, -1].float(), head.weight.float(), bias)
+        if (exact - logits).abs().max() <= 0.02 * logits.abs().max():
+            logits = exact
+        return logits.log_softmax(-1).cpu()
 
     @torch.inference_mode()
     def sample(

@@ -113,3 +113,25 @@ def test_next_token_logprobs_are_normalised_and_padding_invariant() -> None:
 def test_a_prompt_that_leaves_no_room_does_not_fit() -> None:
     assert generator(max_context=10).fits([1] * 6, 4)
     assert not generator(max_context=10).fits([1] * 7, 4)
+
+
+def test_bfloat16_options_are_told_apart_in_float32() -> None:
+    model = tiny_model(seed=0, dtype=torch.bfloat16)
+    found = Generator(model, eos_id=EOS, max_context=400).next_token_logprobs(PROMPTS)
+    with torch.inference_mode():
+        for row, prompt in enumerate(PROMPTS):
+            hidden = model.model(torch.tensor([prompt])).last_hidden_state[0, -1].float()
+            expected = (model.lm_head.weight.float() @ hidden).log_softmax(-1)
+            # The trunk is in bfloat16 with other padding, so its last bits differ.
+            assert torch.allclose(found[row], expected, atol=0.15)
+    rough = found.bfloat16().float()
+    assert len(found.unique()) > 2 * len(rough.unique())
+
+
+def test_a_model_that_transforms_its_logits_keeps_them() -> None:
+    model = tiny_model(seed=0)
+    plain = Generator(model, eos_id=EOS, max_context=400).next_token_logprobs([[5, 6]])
+    hook = model.lm_head.register_forward_hook(lambda _module, _args, out: 0.5 * out)
+    halved = Generator(model, eos_id=EOS, max_context=400).next_token_logprobs([[5, 6]])
+    hook.remove()
+    assert torch.allclose(halved, (0.5 * plain).log_softmax(-1), atol=1e-5)
