@@ -1,7 +1,7 @@
 """What a command line may not contain, checked before Hydra reads or writes anything.
 
-Hydra 1.3 loads `constitution=../../x` from outside `conf/`, and writes every override into
-`.hydra/` of the run folder, so a path as an option and a secret as a setting are refused here.
+Hydra 1.3 loads `constitution=../../x` from outside `conf/`, and what is typed goes into the run's
+command, its manifest and sweep files, so a path as an option and a secret as a setting are refused.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _check_keys(override: Override) -> None:
     key = override.get_key_element().lstrip("+~")
     value = override.value()
     keys = [override.key_or_group, override.package or "", *_nested_keys(value)]
-    if key == "hydra.job.env_copy":  # these variables would be written to .hydra/hydra.yaml
+    if key == "hydra.job.env_copy":  # these variables would be copied into Hydra's own config
         keys.extend(value if isinstance(value, list) else [])
     for name in keys:
         if _SECRET.search(name):

@@ -7,6 +7,7 @@ stages make is in the store, so a run that is interrupted loses nothing: the sam
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import errno
 import json
@@ -48,6 +49,7 @@ def execute(config: Config, job: Job) -> float | None:
         UserError: for everything that the user can put right.
     """
     _set_up(config)
+    job = dataclasses.replace(job, command=str(config_record(job.command)))
     document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
     if config.plan:
         context = _context(config, job, document, MemoryTracker())

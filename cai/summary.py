@@ -108,6 +108,8 @@ def _stages(page: _Page, story: RunStory) -> None:
         status = fit(page.clean(stage.status), 10)
         row = f"{_pad(name, wide)}  {_pad(status, 10)} {stage.seconds:>9,.1f} {records:>9}"
         page.lines.append(row.rstrip())
+    if all(stage.status == "reused" for stage in story.stages):
+        page.gap("Every stage was reused from an earlier run; nothing was computed.")
 
 
 def _warnings(page: _Page, warnings: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -72,6 +73,8 @@ def run(folder: Path, *arguments: str, fault: str | None = None, **environment: 
                 os.fdopen(2, "w", closefd=False),
             )
             os.chdir(folder)
+            for logger in (logging.getLogger(), logging.getLogger("cai")):
+                logger.handlers.clear()  # of tests before this one, on streams that are closed
             sys.addaudithook(_refuse_network)
             os.environ.update(environment)
             if fault:

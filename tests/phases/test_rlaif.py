@@ -106,6 +106,8 @@ def test_the_same_command_again_recomputes_nothing(whole: Finished, tiny_folder:
     again = run(whole.folder, *tiny_arguments(tiny_folder))
     assert again.code == 0, again.output
     assert {s for statuses in again.statuses().values() for s in statuses} == {"reused"}
+    assert "nothing was computed" in again.output
+    assert "nothing was computed" not in whole.output
     assert artifact_bytes(whole.folder) == before
 
 

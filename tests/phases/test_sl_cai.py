@@ -111,3 +111,18 @@ def test_a_context_that_holds_no_prompt_stops_before_training(
     assert stopped.code == 1, stopped.output
     assert "there is nothing to learn" in stopped.output
     assert "Traceback" not in stopped.output
+
+
+def test_a_password_in_an_address_is_in_no_file_of_the_run(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    finished = run(
+        tmp_path,
+        *tiny_arguments(tiny_folder, "sl_cai"),
+        "data.human_comparisons.path=https://user:canary-password@example.org/rows.jsonl",
+    )
+    assert finished.code == 0, finished.output
+    files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert b"canary-password" not in path.read_bytes(), path
