@@ -60,7 +60,7 @@ def tell(
 ) -> Account:
     """Read a run's artifacts back and tell what happened."""
     records = chapters.read(outputs)
-    bootstrap = chapters.Bootstrap(num=config.phase.evaluation.num_bootstrap, seed=context.seed)
+    bootstrap = chapters.Bootstrap(num=config.evaluation.num_bootstrap, seed=context.seed)
     evaluation = chapters.evaluation_story(records, bootstrap)
     counts = {result.name: result.counts for result in context.results}
     story = RunStory(

@@ -43,9 +43,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cai.artifacts import write_atomically
-from cai.config import LoRAConfig
 from cai.errors import UserError
 from cai.heads import ScoreHead, seeded_generator
+from cai.model_config import LoRAConfig
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

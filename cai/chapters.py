@@ -14,10 +14,10 @@ from cai.config import Config, RLAIFConfig
 from cai.constitution import Constitution, Principle
 from cai.context import CURVE
 from cai.evaluation import commonest_phrase, distinct_n
-from cai.feedback import same_position
+from cai.feedback.base import same_position
 from cai.phases import rlaif, sl_cai
 from cai.stages.evaluation import PM_TESTS
-from cai.stages.training import VALIDATION
+from cai.stages.training import VALIDATION, a_is_longer
 from cai.statistics import Estimate, bootstrap_mean, pair_accuracy, wilson_interval
 from cai.story import (
     Answer,
@@ -108,10 +108,12 @@ def _principle(
     principle: Principle, records: Records, judged: list[Comparison], total: float
 ) -> PrincipleStory:
     steps = [s for c in records.chains for s in c.steps if s.principle_id == principle.id]
-    own = [c for c in judged if c.principle_id == principle.id]
-    num_drawn = sum(c.principle_id == principle.id for c in records.comparisons)
+    own = [c for c in judged if principle.id in c.principle_ids]
+    num_drawn = sum(principle.id in c.principle_ids for c in records.comparisons)
     decided = [_decisiveness(c.prob_a or 0.0) for c in own]
-    checks = [c.comparison.prob_a for c in records.checks if c.principle_id == principle.id]
+    checks = [
+        c.comparison.prob_a for c in records.checks if principle.id in c.comparison.principle_ids
+    ]
     return PrincipleStory(
         id=principle.id,
         principle=principle.principle,
@@ -135,7 +137,7 @@ def _principle(
 
 def _flip_rate(comparisons: Iterable[Comparison]) -> Estimate | None:
     """Share of comparisons whose two orders prefer different responses."""
-    same = [same for c in comparisons if (same := same_position(c)) is not None]
+    same = [flag for c in comparisons for flag in same_position(c)]
     return wilson_interval(sum(same), len(same))
 
 
@@ -195,12 +197,14 @@ def feedback_story(records: Records) -> FeedbackStory | None:
     probs = [c.comparison.prob_a for c in checked if c.comparison.prob_a is not None]
     sides = statistics.preferred_side(probs)
     bins = statistics.calibration_bins(sides.confidence, sides.correct) if probs else ()
-    same = [s for c in checked if (s := same_position(c.comparison)) is not None]
+    same = [flag for c in checked for flag in same_position(c.comparison)]
     return FeedbackStory(
         num_comparisons=len(records.comparisons),
         unjudged=dict(Counter(str(c.unjudged) for c in records.comparisons if c.unjudged)),
         accuracy=pair_accuracy(probs),
-        longer_wins=_longer_wins(c.better_is_longer for c in checked),
+        longer_wins=_longer_wins(
+            a_is_longer(c.comparison.response_a, c.comparison.response_b) for c in checked
+        ),
         same_position_rate=wilson_interval(sum(same), len(same)),
         flip_rate=_flip_rate(records.comparisons),
         calibration_error=statistics.calibration_error(bins),

@@ -94,3 +94,42 @@ class WandbMode(StrEnum):
     auto = "auto"
     online = "online"
     offline = "offline"
+
+
+class Gate(StrEnum):
+    """What happens when feedback does not beat its baselines, chance and "longer wins"."""
+
+    off = "off"
+    warn = "warn"
+    """The report and the terminal say so, and the run goes on."""
+    stop = "stop"
+    """The run ends before anything is trained on the labels; what was computed is kept."""
+
+
+class Contrast(StrEnum):
+    """What the likelihood under a principle is compared with."""
+
+    none = "none"
+    """The same conversation without the principle."""
+    opposite = "opposite"
+    """The same conversation with the request to do the contrary."""
+
+
+class Vote(StrEnum):
+    """How an ensemble's members become one label."""
+
+    mean = "mean"
+    """Of their probabilities."""
+    vote = "vote"
+    """Share of the members that prefer the response."""
+    reliability = "reliability"
+    """Mean weighted by each member's log-odds of being right on labelled comparisons."""
+
+
+class TunedKind(StrEnum):
+    """What is trained on labelled comparisons."""
+
+    probe = "probe"
+    """Linear in frozen middle-layer features."""
+    lora = "lora"
+    """A LoRA adapter with a score head."""

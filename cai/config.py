@@ -15,85 +15,21 @@ Only the standard library is imported here, and by what `cai.run` imports before
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from cai.choices import (
     DataFormat,
     KLControl,
     KLEstimator,
-    LabelMode,
     LoggerKind,
-    ModelSource,
     Precision,
     PrincipleSampling,
     RevisionsUsed,
     WandbMode,
 )
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _check(value > 0, f"{name} must be above 0, not {value}")
-
-
-def _not_negative(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _check(
-            math.isfinite(value) and value >= 0,
-            f"{name} must be a number of at least 0, not {value}",
-        )
-
-
-def _fraction(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _check(0 <= value <= 1, f"{name} must be between 0 and 1, not {value}")
-
-
-@dataclass(kw_only=True, slots=True)
-class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021); the base stays frozen."""
-
-    rank: int
-    alpha: int
-    """Scale: the update is multiplied by alpha / rank."""
-    target_modules: list[str]
-    """Names of the linear layers that get an adapter."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "rank", "alpha")
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelConfig:
-    """A causal language model in one role."""
-
-    name: str
-    source: ModelSource
-    path: str | None
-    """Folder for `source: path`, id for `source: hub`, null for `embedded`."""
-    revision: str | None
-    """Commit of a hub model; null takes the newest."""
-    max_context: int
-    """Longest prompt plus response, in tokens; what does not fit is a counted outcome."""
-    system_prompt: str | None
-    """System turn of the policy's conversations; null leaves the chat template's own."""
-    lora: LoRAConfig
-
-    def __post_init__(self) -> None:
-        _positive(self, "max_context")
-        if self.source is ModelSource.embedded:
-            _check(self.path is None, "path must be null for source=embedded")
-        else:
-            _check(self.path is not None, f"path is needed for source={self.source.value}")
+from cai.feedback_config import FeedbackConfig
+from cai.model_config import ModelConfig
+from cai.ranges import check, fraction, not_negative, positive
 
 
 @dataclass(kw_only=True, slots=True)
@@ -155,7 +91,7 @@ class DataConfig:
     human_comparisons: ComparisonSourceConfig
 
     def __post_init__(self) -> None:
-        _fraction(self, "domain_frac", "evaluation_frac")
+        fraction(self, "domain_frac", "evaluation_frac")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -173,8 +109,8 @@ class HardwareConfig:
     """Sequences per forward and backward pass in training; gradients are accumulated."""
 
     def __post_init__(self) -> None:
-        _positive(self, "micro_batch_size")
-        _check(self.devices == 1, f"devices must be 1, not {self.devices}: one process trains")
+        positive(self, "micro_batch_size")
+        check(self.devices == 1, f"devices must be 1, not {self.devices}: one process trains")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -198,8 +134,8 @@ class PromptsConfig:
     num_eval_benign: int
 
     def __post_init__(self) -> None:
-        _positive(self, "num_red_team", "num_eval_red_team")
-        _not_negative(self, "num_helpfulness", "num_eval_helpfulness", "num_eval_benign")
+        positive(self, "num_red_team", "num_eval_red_team")
+        not_negative(self, "num_helpfulness", "num_eval_helpfulness", "num_eval_benign")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -213,8 +149,8 @@ class SamplingConfig:
     """Prompts per batch; also the unit of resuming, so it is part of the artifact's digest."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_new_tokens", "shard_size")
-        _not_negative(self, "temperature")
+        positive(self, "max_new_tokens", "shard_size")
+        not_negative(self, "temperature")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -229,9 +165,9 @@ class RevisionsConfig:
     revision: SamplingConfig
 
     def __post_init__(self) -> None:
-        _positive(self, "num_revisions")
-        _not_negative(self, "num_few_shot")
-        _check(
+        positive(self, "num_revisions")
+        not_negative(self, "num_few_shot")
+        check(
             self.critique.shard_size == self.revision.shard_size,
             "critique.shard_size and revision.shard_size must be equal: a shard is one batch of "
             "chains",
@@ -246,7 +182,7 @@ class HelpfulnessConfig:
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:
-        _positive(self, "samples_per_prompt")
+        positive(self, "samples_per_prompt")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -260,9 +196,9 @@ class OptimizerConfig:
     max_grad_norm: float
 
     def __post_init__(self) -> None:
-        _not_negative(self, "learning_rate", "weight_decay")
-        _positive(self, "max_grad_norm")
-        _fraction(self, "warmup_frac")
+        not_negative(self, "learning_rate", "weight_decay")
+        positive(self, "max_grad_norm")
+        fraction(self, "warmup_frac")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -280,7 +216,7 @@ class SLPolicyConfig:
     optimizer: OptimizerConfig
 
     def __post_init__(self) -> None:
-        _positive(self, "num_epochs", "batch_size", "max_length", "checkpoint_every")
+        positive(self, "num_epochs", "batch_size", "max_length", "checkpoint_every")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -292,10 +228,15 @@ class EvaluationConfig:
     """Principle tests on which each policy's likelihoods of better and worse are compared."""
     num_bootstrap: int
     """Resamples for confidence intervals of means."""
+    num_feedback_tests: int
+    """Labelled comparisons put to the feedback before its labels are trusted."""
+    feedback_data: str | None
+    """File of labelled comparisons to measure the feedback on (hh-rlhf transcripts, TRL preference
+    or HHH multiple choice, recognised by their fields); null: the constitution's own tests."""
 
     def __post_init__(self) -> None:
-        _positive(self, "num_bootstrap")
-        _not_negative(self, "num_tests")
+        positive(self, "num_bootstrap")
+        not_negative(self, "num_tests", "num_feedback_tests")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -316,10 +257,9 @@ class SLCAIConfig(PhaseConfig):
     revisions: RevisionsConfig
     helpfulness: HelpfulnessConfig
     sl_policy: SLPolicyConfig
-    evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             list(self.critique_models) == ["main"],
             f"critique_models must have exactly one member, main; found "
             f"{', '.join(self.critique_models) or 'none'}",
@@ -335,8 +275,8 @@ class PairsConfig:
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:
-        _positive(self, "pairs_per_prompt")
-        _check(
+        positive(self, "pairs_per_prompt")
+        check(
             self.sampling.temperature > 0,
             "sampling.temperature must be above 0: two "
             "greedy samples are identical and cannot be compared",
@@ -347,21 +287,13 @@ class PairsConfig:
 class ComparisonsConfig:
     """AI comparisons under a drawn principle."""
 
-    both_orders: bool
-    """Average both presentation orders (an extension: the paper does not say)."""
-    num_few_shot: int
-    """Solved tests of other drawn principles before the question; the paper takes 5."""
-    label: LabelMode
-    clamp: float
-    """With `label: clamp`, probabilities are held in [clamp, 1 - clamp]; the paper takes 0.4."""
+    principles_per_pair: int
+    """Different principles that each pair is judged under; labels are averaged. The paper: 1."""
     shard_size: int
-    num_checks: int
-    """Principle tests put to the feedback model before its labels are trusted."""
+    """Pairs per batch; also the unit of resuming."""
 
     def __post_init__(self) -> None:
-        _positive(self, "shard_size")
-        _not_negative(self, "num_few_shot", "num_checks")
-        _check(0 <= self.clamp < 0.5, f"clamp must be in [0, 0.5), not {self.clamp}")
+        positive(self, "principles_per_pair", "shard_size")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -380,9 +312,9 @@ class PreferenceModelConfig:
     optimizer: OptimizerConfig
 
     def __post_init__(self) -> None:
-        _positive(self, "num_epochs", "batch_size", "max_length", "checkpoint_every")
-        _fraction(self, "validation_frac")
-        _not_negative(self, "human_weight")
+        positive(self, "num_epochs", "batch_size", "max_length", "checkpoint_every")
+        fraction(self, "validation_frac")
+        not_negative(self, "human_weight")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -425,7 +357,7 @@ class PPOConfig:
     value_learning_rate: float
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             self,
             "num_iterations",
             "rollouts_per_iteration",
@@ -439,9 +371,9 @@ class PPOConfig:
             "value_clip",
             "checkpoint_every",
         )
-        _not_negative(self, "kl_coef", "value_coef", "missing_eos_penalty", "value_learning_rate")
-        _fraction(self, "helpfulness_frac", "discount", "gae_lambda")
-        _check(
+        not_negative(self, "kl_coef", "value_coef", "missing_eos_penalty", "value_learning_rate")
+        fraction(self, "helpfulness_frac", "discount", "gae_lambda")
+        check(
             self.num_minibatches <= self.rollouts_per_iteration,
             f"num_minibatches ({self.num_minibatches}) must not exceed "
             f"rollouts_per_iteration ({self.rollouts_per_iteration})",
@@ -474,11 +406,13 @@ class Config:
     constitution: ConstitutionConfig
     phase: PhaseConfig
     data: DataConfig
+    feedback: FeedbackConfig
+    evaluation: EvaluationConfig
     hardware: HardwareConfig
     logger: LoggerConfig
 
     def __post_init__(self) -> None:
-        _check(0 <= self.seed < 2**31, f"seed must be in [0, 2^31), not {self.seed}")
+        check(0 <= self.seed < 2**31, f"seed must be in [0, 2^31), not {self.seed}")
 
 
 def field_names(kind: type) -> list[str]:

@@ -96,6 +96,18 @@ class Constitution:
         weights = [principle.weight for principle in pool] if weighted else None
         return rng.choices(pool, weights)[0]
 
+    def draw_several(
+        self, rng: random.Random, *, num: int, weighted: bool
+    ) -> tuple[Principle, ...]:
+        """Draw up to `num` different principles, one after the other; for `num=1` as `draw`."""
+        pool = list(self._pool())
+        drawn: list[Principle] = []
+        while pool and len(drawn) < num:
+            weights = [principle.weight for principle in pool] if weighted else None
+            drawn.append(rng.choices(pool, weights)[0])
+            pool.remove(drawn[-1])
+        return tuple(drawn)
+
     def find(self, principle_id: str) -> Principle:
         """The principle of an id that a record names.
 

@@ -191,7 +191,7 @@ def _orient(found: _Human) -> PreferencePair:
         prob_a=1.0 if chosen_first else 0.0,
         weight=1.0,
         source="human",
-        principle_id=None,
+        principle_ids=(),
     )
 
 

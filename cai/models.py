@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from cai import embedded
 from cai.artifacts import Artifact, digest_of, file_sha256, write_atomically
 from cai.choices import ModelSource, Precision
-from cai.config import HardwareConfig, ModelConfig
+from cai.config import HardwareConfig
 from cai.errors import UserError
 from cai.generation import Generator
+from cai.model_config import ModelConfig
 from cai.paths import cache_dir
 from cai.tokens import ChatEncoder
 from cai.types import Message

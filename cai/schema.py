@@ -27,20 +27,33 @@ from cai.config import (
     Config,
     ConstitutionConfig,
     DataConfig,
+    EvaluationConfig,
     HardwareConfig,
     LoggerConfig,
-    ModelConfig,
     PhaseConfig,
     RLAIFConfig,
     SLCAIConfig,
     field_names,
 )
 from cai.errors import ConfigError
+from cai.feedback_config import (
+    ChainOfThoughtConfig,
+    EndpointConfig,
+    EnsembleConfig,
+    FeedbackConfig,
+    LikelihoodConfig,
+    MultipleChoiceConfig,
+    PointwiseConfig,
+    ScoreConfig,
+    TunedConfig,
+)
+from cai.model_config import ModelConfig
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "constitution": ConstitutionConfig,
     "data": DataConfig,
+    "evaluation": EvaluationConfig,
     "hardware": HardwareConfig,
     "logger": LoggerConfig,
 }
@@ -48,6 +61,18 @@ SECTIONS: dict[str, type] = {
 
 PHASES: dict[str, type[PhaseConfig]] = {"sl_cai": SLCAIConfig, "rlaif": RLAIFConfig}
 """Option of group `phase` -> its type."""
+
+FEEDBACK: dict[str, type[FeedbackConfig]] = {
+    "multiple_choice": MultipleChoiceConfig,
+    "chain_of_thought": ChainOfThoughtConfig,
+    "likelihood": LikelihoodConfig,
+    "pointwise": PointwiseConfig,
+    "score": ScoreConfig,
+    "tuned": TunedConfig,
+    "endpoint": EndpointConfig,
+    "ensemble": EnsembleConfig,
+}
+"""Option of group `feedback` -> its type."""
 
 RUN_GROUPS = ("experiment", "sweeps", "debug")
 """Groups whose options set values of other sections."""
@@ -163,6 +188,8 @@ def _register() -> None:
         store(group="schema", name=name, node=kind)
     for name, kind in PHASES.items():
         store(group="schema/phase", name=name, node=kind)
+    for name, kind in FEEDBACK.items():
+        store(group="schema/feedback", name=name, node=kind)
 
     OmegaConf.clear_resolver("oc.env")
     register = OmegaConf.register_new_resolver

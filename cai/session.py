@@ -144,6 +144,8 @@ def _run_phase(config: Config, context: RunContext) -> sl_cai.Outputs | rlaif.Ou
         principles=config.constitution.sampling,
         domain=config.constitution.domain,
         data=config.data,
+        feedback=config.feedback,
+        evaluation=config.evaluation,
     )
     match config.phase:
         case RLAIFConfig():

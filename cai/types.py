@@ -135,36 +135,45 @@ class Unjudged(StrEnum):
     identical = "identical"
     empty = "empty"
     too_long = "too_long"
+    no_verdict = "no_verdict"
+    """The answer names no option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The feedback model's answer for one presentation order."""
+    """One answer of a feedback method about one pair under one principle."""
 
-    first: str
-    """`a` or `b`: which response was shown first."""
-    letter_a: str
-    """Option letter that stood for response a."""
-    letter_b: str
-    logprob_a: float
-    """Log-probability of response a's letter as next token, nats."""
-    logprob_b: float
+    principle_id: str
+    member: str | None
+    """Which member of an ensemble; None without one."""
+    first: str | None
+    """`a` or `b`: which response was shown first; None where nothing is shown side by side."""
+    letter_a: str | None
+    """Option letter that stood for response a; None where there are no options."""
+    letter_b: str | None
+    value_a: float
+    """What speaks for response a, in nats: its letter's log-probability, its log-odds or score."""
+    value_b: float
     prob_a: float
-    """softmax over the two letters."""
+    """P(a preferred)."""
+    text: str | None
+    """Reasoning or words of the answer, where there are any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One AI comparison of two responses under one drawn principle (sec. 4.1)."""
+    """One AI comparison of two responses under one or several drawn principles (sec. 4.1)."""
 
     prompt: Prompt
     response_a: str
     response_b: str
-    principle_id: str
+    principle_ids: tuple[str, ...]
     judgements: tuple[Judgement, ...]
-    """One per presentation order; empty when `unjudged` says why."""
+    """Per principle, member and presentation order; empty when `unjudged` says why."""
     prob_a: float | None
-    """Soft label P(a preferred): judgements averaged, then hardened or clamped as configured."""
+    """Label P(a preferred): judgements averaged, then hardened or clamped as configured."""
+    weight: float
+    """In [0, 1]; below 1 where the members of an ensemble disagree."""
     unjudged: Unjudged | None
     seed: int
 
@@ -181,27 +190,26 @@ class PreferencePair:
     weight: float
     source: str
     """`ai` or `human`."""
-    principle_id: str | None
-    """None for human comparisons."""
+    principle_ids: tuple[str, ...]
+    """Empty for human comparisons."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackCheck:
-    """The feedback model on one labelled pair: a principle's own test."""
+    """The feedback on one labelled pair: a principle's own test, or a row of a file."""
 
-    principle_id: str
-    test_index: int
+    name: str
+    """`<principle>-<index>`, or the row's id in its file."""
     comparison: Comparison
-    """Response a is the better one by the document."""
-    better_is_longer: bool
+    """Response a is the better one by the label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LikelihoodTest:
     """How probable a policy finds the two responses of one principle test."""
 
-    principle_id: str
-    test_index: int
+    name: str
+    """`<principle>-<index>`."""
     policy: str
     better: float
     """Mean log-probability per token of the better response, nats."""
@@ -214,7 +222,7 @@ class ScoredPair:
 
     name: str
     """Prompt of a validation pair, or `<principle>-<index>` of a principle test."""
-    principle_id: str | None
+    principle_ids: tuple[str, ...]
     prob_a: float
     """The label; 1.0 for a principle test, whose better response is a."""
     score_a: float

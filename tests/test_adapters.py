@@ -7,9 +7,9 @@ from peft import PeftModel
 from cai import adapters
 from cai.adapters import active, forward_hidden, training
 from cai.batches import collate
-from cai.config import LoRAConfig
 from cai.errors import UserError
 from cai.heads import ScoreHead, token_logprobs
+from cai.model_config import LoRAConfig
 from tests.tiny import lora, tiny_model
 
 IDS = torch.arange(3, 23).view(2, 10)

@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cai import paths
-from cai.config import Config, RLAIFConfig
+from cai.config import Config, RLAIFConfig, SLCAIConfig
 from cai.errors import ConfigError
-from cai.schema import PHASES, RUN_GROUPS, SECTIONS, options, to_config
+from cai.schema import FEEDBACK, PHASES, RUN_GROUPS, SECTIONS, options, to_config
 
-GROUPS = (*SECTIONS, "phase", *RUN_GROUPS)
+GROUPS = (*SECTIONS, "phase", "feedback", *RUN_GROUPS)
 NEEDED = {("model", "local"): ["model.path=/models/mine"]}
 """Settings that an option cannot do without."""
 
@@ -40,6 +40,7 @@ EVERY_OPTION = [(group, option) for group in GROUPS for option in options(group)
 def test_every_option_composes_into_dataclasses(group, option):
     config = config_of(f"{group}={option}", *NEEDED.get((group, option), []))
     assert isinstance(config.phase, PHASES[config.phase.name])
+    assert type(config.feedback) is FEEDBACK[config.feedback.method]
     assert all(type(vars_of(config)[name]) is kind for name, kind in SECTIONS.items())
 
 
@@ -86,11 +87,12 @@ def test_every_domain_has_its_prompts():
 
 @pytest.mark.parametrize("phase", options("phase"))
 def test_debug_tiny_makes_every_phase_smaller(phase):
-    tiny, full = config_of("debug=tiny", f"phase={phase}").phase, config_of(f"phase={phase}").phase
-    assert tiny.prompts.num_red_team < full.prompts.num_red_team
+    tiny, full = config_of("debug=tiny", f"phase={phase}"), config_of(f"phase={phase}")
     assert tiny.evaluation.sampling.max_new_tokens < full.evaluation.sampling.max_new_tokens
-    if isinstance(tiny, RLAIFConfig):
-        assert tiny.ppo.num_iterations < full.ppo.num_iterations
+    if isinstance(tiny.phase, SLCAIConfig):
+        assert tiny.phase.prompts.num_red_team < full.phase.prompts.num_red_team
+    if isinstance(tiny.phase, RLAIFConfig):
+        assert tiny.phase.ppo.num_iterations < full.phase.ppo.num_iterations
 
 
 def test_debug_tiny_follows_the_phase_that_an_experiment_chooses():

@@ -622,7 +622,7 @@ def test_every_layout_of_a_comparison_gives_the_same_pair(write, label):
     (pair,) = load_comparisons(comparisons_from(write([row]), prompt_column=column))
     assert texts(pair) == CONVERSATION[-num_turns:]
     assert (better(pair), worse(pair)) == ("Fine", "Bad")
-    assert (pair.weight, pair.source, pair.principle_id) == (1.0, "human", None)
+    assert (pair.weight, pair.source, pair.principle_ids) == (1.0, "human", ())
 
 
 def test_without_a_path_there_are_no_comparisons():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cai.choices import ModelSource, Precision
-from cai.config import ModelConfig
 from cai.errors import UserError
+from cai.model_config import ModelConfig
 from cai.models import Models, device_of, dtype_of, identity, load
 from tests.tiny import hardware, lora
 

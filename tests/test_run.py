@@ -119,9 +119,9 @@ def test_a_wrong_type_gets_the_right_one(refuse):
     assert "It takes a number" in refuse("phase.ppo.kl_coef=abc")
     assert "It takes a whole number" in refuse("seed=null")
     assert "It takes a section with the keys num_iterations" in refuse("phase.ppo=3")
-    said = refuse("phase.comparisons.label=sof")
+    said = refuse("feedback.label=sof")
     assert "one of soft, hard, clamp" in said
-    assert "Type: phase.comparisons.label=soft" in said
+    assert "Type: feedback.label=soft" in said
 
 
 def test_several_values_need_the_multirun_flag_and_it_goes_first(refuse):

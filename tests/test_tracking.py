@@ -12,7 +12,8 @@ import pytest
 
 from cai import tracking
 from cai.choices import LoggerKind, ModelSource, WandbMode
-from cai.config import LoggerConfig, LoRAConfig
+from cai.config import LoggerConfig
+from cai.model_config import LoRAConfig
 from cai.tracking import FileTracker, MemoryTracker, open_tracker
 
 CANARY = "canary-5f2b7d-secret"

@@ -13,7 +13,6 @@ from cai import adapters
 from cai.choices import KLControl, KLEstimator, Precision, RevisionsUsed
 from cai.config import (
     HardwareConfig,
-    LoRAConfig,
     OptimizerConfig,
     PPOConfig,
     PreferenceModelConfig,
@@ -21,6 +20,7 @@ from cai.config import (
 )
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
+from cai.model_config import LoRAConfig
 from cai.rollout import Heads, Sampled
 
 VOCAB_SIZE = 300

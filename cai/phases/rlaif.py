@@ -1,8 +1,9 @@
 """Phases 1 and 2: SL-CAI, then comparisons, preference model and PPO (sec. 4).
 
 Departures from the paper: both presentation orders of a comparison are averaged (switch
-`both_orders`), no human helpfulness comparisons are mixed in unless `data.human_comparisons` names
-some, and the preference model starts from the policy's base without preference pretraining.
+`feedback.both_orders`), no human helpfulness comparisons are mixed in unless
+`data.human_comparisons` names some, and the preference model starts from the policy's base without
+preference pretraining.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from cai.artifacts import Artifact
 from cai.config import RLAIFConfig
 from cai.context import RunContext
+from cai.feedback.labelled import constitution_tests
 from cai.phases import sl_cai
 from cai.phases.sl_cai import Inputs
 from cai.stages import comparisons, evaluation, sampling, training
@@ -43,16 +45,22 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         sl_policy=trained.sl_policy,
         num=num_prompts,
     )
+    judge = comparisons.Judge(
+        config=inputs.feedback, model=config.feedback_model, sampling=inputs.principles
+    )
     checked = comparisons.feedback_check(
         context,
-        model=config.feedback_model,
-        sampling=inputs.principles,
-        config=config.comparisons,
+        judge=judge,
+        labelled=constitution_tests(
+            context.constitution,
+            num=inputs.evaluation.num_feedback_tests,
+            seed=context.seed,
+        ),
+        source="tests",
     )
     compared = comparisons.comparisons(
         context,
-        model=config.feedback_model,
-        sampling=inputs.principles,
+        judge=judge,
         config=config.comparisons,
         pairs=pairs,
         num=num_prompts * config.pairs.pairs_per_prompt,
@@ -77,7 +85,7 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
     measured = evaluation.evaluate(
         context,
         model=inputs.model,
-        config=config.evaluation,
+        config=inputs.evaluation,
         counts=config.prompts,
         prompts=trained.prompts,
         policies={"base": None, "sl_cai": trained.sl_policy, "rl_cai": policy},

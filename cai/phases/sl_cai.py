@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from cai.artifacts import Artifact
 from cai.choices import PrincipleSampling, RevisionsUsed
-from cai.config import DataConfig, ModelConfig, SLCAIConfig
+from cai.config import DataConfig, EvaluationConfig, SLCAIConfig
 from cai.context import RunContext
+from cai.feedback_config import FeedbackConfig
+from cai.model_config import ModelConfig
 from cai.stages import evaluation, revisions, sampling, training
 
 
@@ -25,6 +27,8 @@ class Inputs:
     principles: PrincipleSampling
     domain: str | None
     data: DataConfig
+    feedback: FeedbackConfig
+    evaluation: EvaluationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,7 @@ def run(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Outputs:
     measured = evaluation.evaluate(
         context,
         model=inputs.model,
-        config=config.evaluation,
+        config=inputs.evaluation,
         counts=config.prompts,
         prompts=trained.prompts,
         policies={"base": None, "sl_cai": trained.sl_policy},

@@ -12,21 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cai.artifacts import Artifact, Work, in_shards
-from cai.config import EvaluationConfig, ModelConfig, PromptsConfig
-from cai.constitution import Principle, PrincipleTest
+from cai.config import EvaluationConfig, PromptsConfig
 from cai.context import RunContext, Stage
 from cai.evaluation import is_refusal, mean_logprobs
-from cai.feedback import principle_tests
+from cai.feedback.labelled import Labelled, constitution_tests
+from cai.model_config import ModelConfig
 from cai.models import role_key
 from cai.stages import sampling
 from cai.stages.training import Score, a_is_longer, scorer
-from cai.types import Evaluated, LikelihoodTest, Message, Response, ScoredPair
+from cai.types import Evaluated, LikelihoodTest, Response, ScoredPair
 
 PM_TESTS = "pm_tests.jsonl"
 TESTS_PER_SHARD = 4
 """Eight sequences per forward pass; part of the stage, as batches decide the last digits."""
-
-Tests = list[tuple[Principle, int, PrincipleTest]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,32 +45,30 @@ def likelihoods(
     config: EvaluationConfig,
 ) -> Artifact:
     """How probable a policy finds the better and the worse response of principle tests."""
-    tests = principle_tests(context.constitution, num=config.num_tests, seed=context.seed)
+    tests = constitution_tests(context.constitution, num=config.num_tests, seed=context.seed)
 
     def run(work: Work) -> None:
         base = context.models.base(model)
         generator = context.models.policy(model, adapter)
 
         def make(
-            chunk: Sequence[tuple[Principle, int, PrincipleTest]], _advance: Callable[[int], None]
+            chunk: Sequence[Labelled], _advance: Callable[[int], None]
         ) -> list[LikelihoodTest]:
-            asked = [[Message(role="user", content=test.prompt)] for _, _, test in chunk]
             means = mean_logprobs(
                 generator,
                 base.encoder,
-                conversations=[messages for messages in asked for _ in range(2)],
-                responses=[text for _, _, test in chunk for text in (test.better, test.worse)],
+                conversations=[test.messages for test in chunk for _ in range(2)],
+                responses=[text for test in chunk for text in (test.better, test.worse)],
                 system=model.system_prompt,
             )
             return [
                 LikelihoodTest(
-                    principle_id=principle.id,
-                    test_index=index,
+                    name=test.name,
                     policy=policy,
                     better=means[2 * row],
                     worse=means[2 * row + 1],
                 )
-                for row, (principle, index, _) in enumerate(chunk)
+                for row, test in enumerate(chunk)
             ]
 
         records = in_shards(
@@ -89,7 +85,7 @@ def likelihoods(
     return context.run(
         Stage(
             name="likelihoods",
-            version=1,
+            version=2,
             config={"num_tests": config.num_tests},
             inputs={"adapter": adapter} if adapter else {},
             identity={
@@ -103,25 +99,19 @@ def likelihoods(
     )
 
 
-def _scored_tests(score: Score, tests: Tests) -> list[ScoredPair]:
+def _scored_tests(score: Score, tests: Sequence[Labelled]) -> list[ScoredPair]:
     """Principle tests under the preference model, which never saw them; a is the better one."""
-    scores = score(
-        [
-            ([Message(role="user", content=test.prompt)], text)
-            for _, _, test in tests
-            for text in (test.better, test.worse)
-        ]
-    )
+    scores = score([(test.messages, text) for test in tests for text in (test.better, test.worse)])
     return [
         ScoredPair(
-            name=f"{principle.id}-{index}",
-            principle_id=principle.id,
+            name=test.name,
+            principle_ids=(test.principle.id,) if test.principle else (),
             prob_a=1.0,
             score_a=scores[2 * row],
             score_b=scores[2 * row + 1],
             a_is_longer=a_is_longer(test.better, test.worse),
         )
-        for row, (principle, index, test) in enumerate(tests)
+        for row, test in enumerate(tests)
     ]
 
 
@@ -133,7 +123,7 @@ def _evaluated(
     responses: dict[str, Artifact],
     preference_model: Artifact | None,
 ) -> Artifact:
-    tests = principle_tests(context.constitution, num=config.num_tests, seed=context.seed)
+    tests = constitution_tests(context.constitution, num=config.num_tests, seed=context.seed)
 
     def run(work: Work) -> None:
         rows = [row for artifact in responses.values() for row in artifact.records(Response)]
@@ -155,7 +145,7 @@ def _evaluated(
     return context.run(
         Stage(
             name="evaluation",
-            version=1,
+            version=2,
             config={"num_tests": config.num_tests},
             inputs=inputs,
             identity={"model": role_key(model), "constitution": context.constitution.digest},

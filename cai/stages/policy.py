@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from cai import adapters, training
 from cai.artifacts import Artifact, Work, write_atomically
-from cai.config import ModelConfig, PPOConfig
+from cai.config import PPOConfig
 from cai.context import RunContext, Stage
 from cai.errors import UserError
+from cai.model_config import ModelConfig
 from cai.models import POLICY, PREFERENCE, REFERENCE, BaseModel
 from cai.rollout import Heads, RolloutBatch, Sampled
 from cai.seeds import derive_seed, python_rng

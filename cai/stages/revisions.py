@@ -6,9 +6,10 @@ from collections import Counter
 
 from cai.artifacts import Artifact, Work, digest_of, in_shards
 from cai.choices import PrincipleSampling
-from cai.config import ModelConfig, RevisionsConfig
+from cai.config import RevisionsConfig
 from cai.context import RunContext, Stage
 from cai.critique import Reviser
+from cai.model_config import ModelConfig
 from cai.models import role_key
 from cai.prompts import revision_wording
 from cai.seeds import derive_seed

@@ -14,16 +14,10 @@ from dataclasses import dataclass
 
 from cai import data
 from cai.artifacts import Artifact, Work, in_shards
-from cai.config import (
-    DataConfig,
-    HelpfulnessConfig,
-    ModelConfig,
-    PairsConfig,
-    PromptsConfig,
-    SamplingConfig,
-)
+from cai.config import DataConfig, HelpfulnessConfig, PairsConfig, PromptsConfig, SamplingConfig
 from cai.context import RunContext, Stage
 from cai.critique import to_sample
+from cai.model_config import ModelConfig
 from cai.models import role_key
 from cai.seeds import derive_seed
 from cai.types import Prompt, PromptKind, Response, Sample, Split

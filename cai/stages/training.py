@@ -16,11 +16,12 @@ from cai import adapters, data, training
 from cai.artifacts import Artifact, Work
 from cai.checkpoints import newest, step_of
 from cai.choices import RevisionsUsed
-from cai.config import ComparisonSourceConfig, ModelConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.config import ComparisonSourceConfig, PreferenceModelConfig, SLPolicyConfig
 from cai.context import Curve, RunContext, Stage
 from cai.errors import UserError
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
+from cai.model_config import ModelConfig
 from cai.models import POLICY, PREFERENCE, BaseModel, role_key
 from cai.progress import bar
 from cai.rollout import score_responses
@@ -200,9 +201,9 @@ def ai_pairs(comparisons: Sequence[Comparison]) -> list[PreferencePair]:
             response_a=c.response_a,
             response_b=c.response_b,
             prob_a=c.prob_a,
-            weight=1.0,
+            weight=c.weight,
             source="ai",
-            principle_id=c.principle_id,
+            principle_ids=c.principle_ids,
         )
         for c in comparisons
         if c.prob_a is not None
@@ -345,7 +346,7 @@ def preference_model(
     return context.run(
         Stage(
             name="preference_model",
-            version=1,
+            version=2,
             config=config,
             inputs={"comparisons": comparisons, "pairs": pairs},
             identity=training_identity(model)
@@ -368,7 +369,7 @@ def _scored(score: Score, comparisons: Sequence[Comparison]) -> list[ScoredPair]
     return [
         ScoredPair(
             name=c.prompt.id,
-            principle_id=c.principle_id,
+            principle_ids=c.principle_ids,
             prob_a=c.prob_a if c.prob_a is not None else 0.5,
             score_a=scores[2 * row],
             score_b=scores[2 * row + 1],

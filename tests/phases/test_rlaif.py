@@ -62,7 +62,7 @@ def test_records_carry_what_an_auditor_needs(whole: Finished) -> None:
                 assert sample.num_tokens > 0
                 assert sample.logprob < 0
     for comparison in records(whole, "comparisons", Comparison):
-        assert comparison.principle_id
+        assert len(comparison.principle_ids) == 1
         if comparison.prob_a is not None:
             assert len(comparison.judgements) == 2
             mean = sum(j.prob_a for j in comparison.judgements) / 2

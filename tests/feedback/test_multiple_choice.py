@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 import re
 from collections import Counter
 
@@ -8,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.choices import LabelMode, PrincipleSampling
-from cai.config import ComparisonsConfig
+from cai.choices import Gate, LabelMode, PrincipleSampling
 from cai.constitution import Constitution
-from cai.feedback import FeedbackModel, Pair, label_of, principle_tests, same_position, two_way
+from cai.feedback.base import Feedback, Pair, label_of, same_position, two_way
+from cai.feedback.labelled import constitution_tests
+from cai.feedback.multiple_choice import MultipleChoice
+from cai.feedback_config import MultipleChoiceConfig
 from cai.tokens import ChatEncoder
 from cai.types import Comparison, Message, Prompt, PromptKind, Split, Unjudged
 from tests.conftest import byte_tokenizer
@@ -22,19 +26,26 @@ ENCODER = ChatEncoder(byte_tokenizer())
 
 def model(generator: ScriptedGenerator, constitution: Constitution, **changes: object):
     values = {
-        "both_orders": True,
-        "num_few_shot": 0,
+        "method": "multiple_choice",
+        "model": None,
         "label": LabelMode.soft,
         "clamp": 0.4,
-        "shard_size": 4,
-        "num_checks": 4,
+        "gate": Gate.off,
+        "both_orders": True,
+        "num_few_shot": 0,
+        "calibrate": False,
     }
-    return FeedbackModel(
+    method = MultipleChoice(
+        MultipleChoiceConfig(**(values | changes)),
         generator=generator,
         encoder=ENCODER,
         constitution=constitution,
         sampling=PrincipleSampling.weighted,
-        config=ComparisonsConfig(**(values | changes)),
+    )
+    return Feedback(
+        method=method,
+        constitution=constitution,
+        sampling=PrincipleSampling.weighted,
         seed=3,
     )
 
@@ -48,7 +59,7 @@ def pair(constitution: Constitution, a: str, b: str, number: int = 0) -> Pair:
         split=Split.train,
         messages=(Message(role="user", content="PROMPT"),),
     )
-    return Pair(prompt=prompt, response_a=a, response_b=b, principle=constitution.principles[0])
+    return Pair(prompt=prompt, response_a=a, response_b=b, principles=constitution.principles[:1])
 
 
 def shown(text: str) -> list[tuple[str, str]]:
@@ -92,7 +103,7 @@ def test_soft_label_is_the_two_way_softmax(medical: Constitution) -> None:
     # Both orders: exp(2) / (exp(2) + exp(0)) = 0.880797.
     assert comparison.prob_a == pytest.approx(0.880797, abs=1e-6)
     assert [j.first for j in comparison.judgements] == ["a", "b"]
-    assert same_position(comparison) is False
+    assert same_position(comparison) == [False]
 
 
 def test_swapping_the_responses_complements_the_label(medical: Constitution) -> None:
@@ -105,7 +116,7 @@ def test_swapping_the_responses_complements_the_label(medical: Constitution) -> 
 def test_a_liking_for_a_position_cancels_and_is_seen(medical: Constitution) -> None:
     comparison = compare(prefers_first, medical, "one", "two")
     assert comparison.prob_a == pytest.approx(0.5)
-    assert same_position(comparison) is True
+    assert same_position(comparison) == [True]
 
 
 def test_a_liking_for_a_letter_cancels(medical: Constitution) -> None:
@@ -208,10 +219,40 @@ def test_few_shots_are_solved_tests_of_other_principles(medical: Constitution) -
     assert min(golds[0], golds[1]) > 10
 
 
-def test_principle_tests_take_turns_over_principles(medical: Constitution) -> None:
+def test_constitution_tests_take_turns_over_principles(medical: Constitution) -> None:
     num = len(medical.principles)
-    first = principle_tests(medical, num=num, seed=0)
-    assert len({principle.id for principle, _, _ in first}) == num
-    assert principle_tests(medical, num=num, seed=0) == first
-    everything = principle_tests(medical, num=10_000, seed=0)
+    first = constitution_tests(medical, num=num, seed=0)
+    assert len({test.principle.id for test in first if test.principle}) == num
+    assert constitution_tests(medical, num=num, seed=0) == first
+    everything = constitution_tests(medical, num=10_000, seed=0)
     assert len(everything) == sum(len(p.tests) for p in medical.principles)
+
+
+def test_calibration_subtracts_the_content_free_log_odds(medical: Constitution) -> None:
+    def logprobs(text: str) -> dict[str, float]:
+        (first, said), (second, _) = shown(text)
+        return {first: 3.0, second: 0.0} if said == "N/A" else {first: 4.0, second: 0.0}
+
+    comparison = compare(logprobs, medical, "one", "two", calibrate=True, both_orders=False)
+    (judgement,) = comparison.judgements
+    odds = judgement.value_a - judgement.value_b
+    assert odds == pytest.approx(1.0 if judgement.first == "a" else -1.0)
+
+
+def test_several_principles_are_different_and_averaged(medical: Constitution) -> None:
+    first, second = medical.principles[:2]
+
+    def logprobs(text: str) -> dict[str, float]:
+        strength = 2.0 if first.compare in text else -1.0
+        return {letter: strength * ("good" in said) for letter, said in shown(text)}
+
+    generator = ScriptedGenerator(ENCODER, logprobs=logprobs)
+    both = dataclasses.replace(pair(medical, "good", "bad"), principles=(first, second))
+    (comparison,) = model(generator, medical).compare([both])
+    # sigmoid(2) = 0.880797, sigmoid(-1) = 0.268941; mean 0.574869.
+    assert comparison.prob_a == pytest.approx(0.574869, abs=1e-6)
+    assert comparison.principle_ids == (first.id, second.id)
+    drawn = medical.draw_several(random.Random(0), num=5, weighted=True)
+    assert len({p.id for p in drawn}) == 5
+    alone = medical.draw_several(random.Random(0), num=1, weighted=True)
+    assert alone == (medical.draw(random.Random(0), weighted=True),)
