@@ -15,18 +15,34 @@ import yaml
 
 from cai import chapters
 from cai.artifacts import Artifact
-from cai.config import Config, RLAIFConfig
+from cai.chapters import Outputs
+from cai.config import Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.context import RunContext, versions
+from cai.critique_story import critique_metrics, critique_story, revisions_metrics
+from cai.feedback import gate
+from cai.feedback.attacks import attack_metrics
+from cai.feedback.ensemble import label_notes
+from cai.feedback_config import EndpointConfig, EnsembleConfig, FeedbackConfig
 from cai.job import Job
+from cai.model_config import ModelConfig
 from cai.models import dtype_of
-from cai.phases import rlaif, sl_cai
+from cai.phases import evaluate, rlaif
 from cai.statistics import Estimate
 from cai.story import (
+    FeedbackStory,
     Headline,
     RunStory,
     StageStory,
 )
 from cai.tracking import config_record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Plain cells for the mirror."""
+
+    columns: tuple[str, ...]
+    rows: list[list[object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +53,13 @@ class Account:
     metrics: dict[str, float]
     """Flat `group/name`; an interval's ends are `<name>_low` and `<name>_high`."""
     objective: float | None
-    """What a sweeper may maximise: the final policy's likelihood accuracy on principle tests."""
-    sample_columns: tuple[str, ...]
-    sample_rows: list[list[object]]
+    """What a sweeper may maximise: the final policy's likelihood accuracy on principle tests, or
+    the feedback's accuracy where there is no policy."""
+    tables: dict[str, Table]
     adapters: list[Artifact]
+    stop: str | None
+    """Why a run that was told in full has failed all the same: a gate of a phase without training
+    that `stop`s; a phase that trains is stopped before it does."""
 
 
 def peak_memory() -> int:
@@ -53,7 +72,7 @@ def tell(
     config: Config,
     job: Job,
     context: RunContext,
-    outputs: sl_cai.Outputs | rlaif.Outputs,
+    outputs: Outputs,
     *,
     started: str,
     seconds: float,
@@ -61,22 +80,33 @@ def tell(
     """Read a run's artifacts back and tell what happened."""
     records = chapters.read(outputs)
     bootstrap = chapters.Bootstrap(num=config.evaluation.num_bootstrap, seed=context.seed)
-    evaluation = chapters.evaluation_story(records, bootstrap)
+    trained = None if isinstance(outputs, evaluate.Outputs) else outputs.trained
+    feedback = chapters.feedback_story(config, outputs, records)
     counts = {result.name: result.counts for result in context.results}
     story = RunStory(
         headline=_headline(config, job, context, started=started, seconds=seconds),
         warnings=_warnings(config, context, records),
         can_show=_can_show(outputs),
         cannot_show=_cannot_show(config),
-        limits=LIMITS,
+        limits=_limits(outputs),
         constitution=chapters.constitution_story(context.constitution, records),
-        revisions=chapters.revisions_story(records.chains),
-        sl_policy=chapters.sl_policy_story(outputs.trained.sl_policy, counts["sl_policy"]),
-        feedback=chapters.feedback_story(records),
+        revisions=chapters.revisions_story(records.chains) if trained else None,
+        critique=critique_story(
+            records.controls,
+            records.control_comparisons,
+            judge=_judge(config),
+            judge_accuracy=feedback.measured.accuracy if feedback else None,
+            num_bootstrap=bootstrap.num,
+            seed=bootstrap.seed,
+        ),
+        sl_policy=chapters.sl_policy_story(trained.sl_policy, counts["sl_policy"])
+        if trained
+        else None,
+        feedback=feedback,
         preference_model=chapters.preference_story(outputs, records, counts),
         ppo=chapters.ppo_story(config, outputs, counts),
         examples=chapters.examples(records.evaluated),
-        evaluation=evaluation,
+        evaluation=chapters.evaluation_story(records, bootstrap) if trained else None,
         stages=tuple(
             StageStory(
                 name=result.name,
@@ -89,45 +119,72 @@ def tell(
         ),
         config_text=yaml.safe_dump(config_record(config), sort_keys=False),
     )
-    metrics = _metrics(story, records)
+    metrics = _metrics(story)
     policies = list(records.likelihoods)
-    adapters = [outputs.trained.sl_policy]
+    target = f"eval/{policies[-1]}/likelihood_accuracy" if policies else "feedback/accuracy"
+    adapters = [trained.sl_policy] if trained else []
     if isinstance(outputs, rlaif.Outputs):
         adapters += [outputs.preference_model, outputs.policy]
     return Account(
         story=story,
         metrics=metrics,
-        objective=metrics.get(f"eval/{policies[-1]}/likelihood_accuracy"),
-        sample_columns=("prompt_id", "kind", "prompt", "policy", "response", "score", "refusal"),
-        sample_rows=[
-            [
-                e.response.prompt.id,
-                str(e.response.prompt.kind),
-                e.response.prompt.messages[-1].content,
-                e.response.policy,
-                e.response.sample.text,
-                "" if e.score is None else f"{e.score:.3f}",
-                e.refusal,
-            ]
-            for e in records.evaluated
-        ],
+        objective=metrics.get(target),
+        tables=_tables(records),
         adapters=adapters,
+        stop=gate.stop_message(feedback.gates, source=feedback.source)
+        if feedback is not None
+        else None,
     )
+
+
+def _tables(records: chapters.Records) -> dict[str, Table]:
+    """What is worth reading row by row."""
+    samples = [
+        [
+            e.response.prompt.id,
+            str(e.response.prompt.kind),
+            e.response.prompt.messages[-1].content,
+            e.response.policy,
+            e.response.sample.text,
+            "" if e.score is None else f"{e.score:.3f}",
+            e.refusal,
+        ]
+        for e in records.evaluated
+    ]
+    checks = [
+        [
+            check.name,
+            ", ".join(check.comparison.principle_ids),
+            check.comparison.prompt.messages[-1].content,
+            check.comparison.response_a,
+            check.comparison.response_b,
+            "" if check.comparison.prob_a is None else f"{check.comparison.prob_a:.3f}",
+            str(check.comparison.unjudged or ""),
+        ]
+        for check in records.checks
+    ]
+    found = {
+        "samples": Table(
+            columns=("prompt_id", "kind", "prompt", "policy", "response", "score", "refusal"),
+            rows=samples,
+        ),
+        "feedback_check": Table(
+            columns=("pair", "principle", "prompt", "better", "worse", "p_better", "unjudged"),
+            rows=checks,
+        ),
+    }
+    return {name: table for name, table in found.items() if table.rows}
 
 
 def _headline(
     config: Config, job: Job, context: RunContext, *, started: str, seconds: float
 ) -> Headline:
-    models = {"policy": config.model.name}
-    for name, model in config.phase.critique_models.items():
-        models[f"critique model ({name})"] = model.name
-    if isinstance(config.phase, RLAIFConfig):
-        models["feedback model"] = config.phase.feedback_model.name
+    policy = {} if isinstance(config.phase, EvaluateConfig) else {"policy": config.model.name}
     precision = str(dtype_of(context.hardware)).removeprefix("torch.")
     return Headline(
         phase=config.phase.name,
         constitution=context.constitution.name,
-        models=models,
+        models=policy | _roles(config),
         seed=config.seed,
         command=job.command,
         started=started,
@@ -139,7 +196,36 @@ def _headline(
     )
 
 
-LIMITS = (
+def _roles(config: Config) -> dict[str, str]:
+    """Every role but the policy's, and the name of its model."""
+    phase = config.phase
+    critics = phase.critique_models if isinstance(phase, SLCAIConfig) else {}
+    found = {f"critique model ({name})": model.name for name, model in critics.items()}
+    if isinstance(phase, RLAIFConfig | EvaluateConfig) or config.evaluation.num_critique_controls:
+        found |= _feedback_roles(config.feedback, phase.feedback_model, role="feedback model")
+    return found
+
+
+def _judge(config: Config) -> str:
+    """The feedback's method and models."""
+    models = _feedback_roles(config.feedback, config.phase.feedback_model, role="").values()
+    return f"{config.feedback.method} on {', '.join(dict.fromkeys(models))}"
+
+
+def _feedback_roles(config: FeedbackConfig, default: ModelConfig, *, role: str) -> dict[str, str]:
+    match config:
+        case EnsembleConfig():
+            found: dict[str, str] = {}
+            for name, member in config.members.items():
+                found |= _feedback_roles(member, default, role=f"feedback model ({name})")
+            return found
+        case EndpointConfig():
+            return {role: f"{config.server.model} (server)"}
+        case _:
+            return {role: (config.model or default).name}
+
+
+TRAINING_LIMITS = (
     "Refusals are explicit ones, found by rules on wording: answers that lecture or evade without "
     "declining are not counted, and nothing is said about quality.",
     "Preference-model scores of policies come from the model that PPO was trained against: they "
@@ -150,30 +236,34 @@ LIMITS = (
     "were independent, so they are somewhat narrow, and they do not cover other seeds; compare "
     "several seeds before believing a difference.",
 )
+FEEDBACK_LIMITS = (
+    "The labels of the pairs are taken for the truth: people disagree about such pairs, and files "
+    "of comparisons hold mistakes.",
+    "Intervals count pairs as if they were independent; pairs that share a prompt or a principle "
+    "are not, so the intervals are somewhat narrow.",
+)
 
 
-def _can_show(outputs: sl_cai.Outputs | rlaif.Outputs) -> tuple[str, ...]:
-    found = [
-        "That every step ran, with its texts, draws, labels and log-probabilities kept.",
-        "What changed between the policies on held-out prompts.",
-    ]
-    if isinstance(outputs, rlaif.Outputs):
-        found.insert(
-            1,
-            "How good the feedback model's labels are, on pairs whose better side the "
-            "constitution's authors gave.",
-        )
+def _limits(outputs: Outputs) -> tuple[str, ...]:
+    return FEEDBACK_LIMITS if isinstance(outputs, evaluate.Outputs) else TRAINING_LIMITS
+
+
+def _can_show(outputs: Outputs) -> tuple[str, ...]:
+    found = ["That every step ran, with its texts, draws, labels and log-probabilities kept."]
+    if outputs.feedback is not None:
+        found.append(f"How good the feedback's labels are, on {outputs.feedback.labelled.source}.")
+    if not isinstance(outputs, evaluate.Outputs):
+        found.append("What changed between the policies on held-out prompts.")
     return tuple(found)
 
 
 def _warnings(config: Config, context: RunContext, records: chapters.Records) -> tuple[str, ...]:
     """What a reader should know that no single number says."""
     found = []
-    roles = {f"critique model ({k})": m for k, m in config.phase.critique_models.items()}
-    if isinstance(config.phase, RLAIFConfig):
-        roles["feedback model"] = config.phase.feedback_model
-    others = [f"{role} {m.name}" for role, m in roles.items() if m.name != config.model.name]
-    if others:
+    others = [
+        f"{role} {name}" for role, name in _roles(config).items() if name != config.model.name
+    ]
+    if others and not isinstance(config.phase, EvaluateConfig):
         found.append(
             f"The policy is {config.model.name}, but other roles are other models: "
             f"{', '.join(others)}. Name them with model@phase.<role>=..."
@@ -191,6 +281,8 @@ def _warnings(config: Config, context: RunContext, records: chapters.Records) ->
             f"Stages reused from runs in another precision than {precision}: {', '.join(other)}. "
             "Another output_dir computes them again."
         )
+    for result in context.results:
+        found += label_notes(result.name, result.counts)
     empty = sum(not e.response.sample.text for e in records.evaluated)
     if empty:
         found.append(
@@ -201,6 +293,12 @@ def _warnings(config: Config, context: RunContext, records: chapters.Records) ->
 
 
 def _cannot_show(config: Config) -> tuple[str, ...]:
+    if not isinstance(config.phase, SLCAIConfig):
+        return (
+            "Whether the feedback is as good on pairs of another kind, such as a policy's own "
+            "samples, which are often more alike than these.",
+            "What a policy would learn from its labels: nothing was trained.",
+        )
     found = [
         "Effects as large as the paper's: it used 182,831 red-team prompts and a 52B model; this "
         f"run used {config.phase.prompts.num_red_team} and {config.model.name}.",
@@ -214,7 +312,7 @@ def _cannot_show(config: Config) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _metrics(story: RunStory, records: chapters.Records) -> dict[str, float]:
+def _metrics(story: RunStory) -> dict[str, float]:
     """Flat numbers of the story."""
     metrics: dict[str, float] = {
         "run/seconds": story.headline.seconds,
@@ -228,16 +326,13 @@ def _metrics(story: RunStory, records: chapters.Records) -> dict[str, float]:
         elif value is not None:
             metrics[name] = float(value)
 
-    if feedback := story.feedback:
-        add("feedback/accuracy", feedback.accuracy)
-        add("feedback/longer_wins", feedback.longer_wins)
-        add("feedback/position_same_rate", feedback.same_position_rate)
-        add("feedback/flip_rate", feedback.flip_rate)
-        add("feedback/ece", feedback.calibration_error)
-        add("feedback/brier", feedback.brier)
-        add("feedback/num_pairs", len(records.checks))
-        add("feedback/num_comparisons", feedback.num_comparisons)
-        add("feedback/num_unjudged", sum(feedback.unjudged.values()))
+    for name, value in _feedback_metrics(story.feedback).items() if story.feedback else ():
+        add(f"feedback/{name}", value)
+    for name, value in critique_metrics(story.critique):
+        add(name, value)
+    if revisions := story.revisions:
+        for name, value in revisions_metrics(revisions.outcomes, revisions.tail):
+            add(name, value)
     if model := story.preference_model:
         add("pm/accuracy", model.accuracy)
         add("pm/principle_test_accuracy", model.principle_tests)
@@ -254,3 +349,28 @@ def _metrics(story: RunStory, records: chapters.Records) -> dict[str, float]:
         for policy, estimate in story.evaluation.likelihood_tests.items():
             add(f"eval/{policy}/likelihood_accuracy", estimate)
     return metrics
+
+
+def _feedback_metrics(feedback: FeedbackStory) -> dict[str, Estimate | float | None]:
+    measured, compared = feedback.measured, feedback.comparisons
+    found: dict[str, Estimate | float | None] = {
+        "accuracy": measured.accuracy,
+        "longer_wins": measured.longer_wins,
+        "position_same_rate": measured.same_position_rate,
+        "flip_rate": compared.flip_rate if compared else measured.flip_rate,
+        "ece": measured.calibration_error,
+        "brier": measured.brier,
+        "kappa": measured.kappa,
+        "num_pairs": measured.num_pairs,
+        "num_unjudged": sum(measured.unjudged.values()),
+    }
+    found |= {f"unjudged/{reason}": num for reason, num in measured.unjudged.items()}
+    found |= {f"principle/{group.name}/accuracy": group.accuracy for group in measured.by_principle}
+    found |= {f"length/{group.name}/accuracy": group.accuracy for group in measured.by_length}
+    found |= {f"member/{member.name}/accuracy": member.accuracy for member in measured.members}
+    if feedback.attacks:
+        found |= attack_metrics(feedback.attacks)
+    if compared:
+        found["num_comparisons"] = compared.num
+        found["num_comparisons_unjudged"] = sum(compared.unjudged.values())
+    return found

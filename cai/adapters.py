@@ -416,7 +416,12 @@ def _check_probe(model: PeftModel, adapter: str, folder: Path, identity: dict[st
         )
 
 
-def _identity(folder: Path, base_sha256: str) -> dict[str, Any]:
+def identity_of(folder: Path, base_sha256: str) -> dict[str, Any]:
+    """What a saved adapter says of itself.
+
+    Raises:
+        UserError: when it belongs to another base.
+    """
     identity = json.loads((folder / IDENTITY_FILE).read_bytes())
     if identity["base_sha256"] != base_sha256:
         raise UserError(
@@ -447,7 +452,7 @@ def load(base: PreTrainedModel, folder: Path, *, adapter: str, base_sha256: str)
     Raises:
         UserError: when it belongs to another base, or its logits are not what they were.
     """
-    identity = _identity(folder, base_sha256)
+    identity = identity_of(folder, base_sha256)
     model = attach(base, _saved_lora(folder), adapter=adapter, seed=0)
     model.set_requires_grad(adapter, False)
     _fill_adapter(model, adapter, folder)
@@ -457,7 +462,7 @@ def load(base: PreTrainedModel, folder: Path, *, adapter: str, base_sha256: str)
 
 def load_adapter(model: PeftModel, folder: Path, *, adapter: str, base_sha256: str) -> None:
     """Like `load`, as a further adapter of a model that has some; it is not made active."""
-    identity = _identity(folder, base_sha256)
+    identity = identity_of(folder, base_sha256)
     add(model, _saved_lora(folder), adapter, seed=0)
     _fill_adapter(model, adapter, folder)
     _check_probe(model, adapter, folder, identity)

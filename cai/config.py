@@ -9,6 +9,10 @@ were measured with hydra-core 1.3.8 and omegaconf 2.3.1, and the rules that foll
 * `Path` fields print as Python objects in `--cfg job`: paths are `str` here.
 * A role is never shared by interpolation (an override of one would change both): each role is a
   group of its own, e.g. `model@phase.feedback_model=...`.
+* `dict[str, Base]` takes and keeps entries of subclasses (`feedback.members`), but only when the
+  schema comes before them in a defaults list; a new entry needs `+group@section.name=option`.
+* `- /group@field: null` after `_self_` makes a field that is null by default a group that can be
+  chosen without `+` (`model@feedback.model=...`); before `_self_`, the file's null would win.
 
 Only the standard library is imported here, and by what `cai.run` imports before a job starts.
 """
@@ -229,14 +233,26 @@ class EvaluationConfig:
     num_bootstrap: int
     """Resamples for confidence intervals of means."""
     num_feedback_tests: int
-    """Labelled comparisons put to the feedback before its labels are trusted."""
+    """Tests of the constitution put to the feedback before its labels are trusted."""
     feedback_data: str | None
     """File of labelled comparisons to measure the feedback on (hh-rlhf transcripts, TRL preference
     or HHH multiple choice, recognised by their fields); null: the constitution's own tests."""
+    feedback_principle: str
+    """What a file's pairs are judged under: `general` (helpful, honest and harmless), `drawn` (one
+    drawn for each), or a principle's id."""
+    num_feedback_pairs: int | None
+    """At most so many pairs of the file, the first by hash order; null: all of them."""
+    num_critique_controls: int
+    """Held-out red-team prompts on which critiqued revisions are compared with revisions without a
+    critique and with sampling again, at most; 0: none, and critiques are taken on trust."""
+    judge_attacks: bool
+    """Put the shipped attacks on judges to the feedback (`phase=evaluate`)."""
 
     def __post_init__(self) -> None:
         positive(self, "num_bootstrap")
-        not_negative(self, "num_tests", "num_feedback_tests")
+        not_negative(self, "num_tests", "num_feedback_tests", "num_critique_controls")
+        if self.num_feedback_pairs is not None:
+            positive(self, "num_feedback_pairs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -252,6 +268,8 @@ class SLCAIConfig(PhaseConfig):
 
     critique_models: dict[str, ModelConfig]
     """Who critiques and revises; one member, `main`."""
+    feedback_model: ModelConfig
+    """Who compares; the paper takes the pretrained model."""
     prompts: PromptsConfig
     drafts: SamplingConfig
     revisions: RevisionsConfig
@@ -384,12 +402,18 @@ class PPOConfig:
 class RLAIFConfig(SLCAIConfig):
     """Phase 1 and phase 2: comparisons, preference model, PPO."""
 
-    feedback_model: ModelConfig
-    """Who compares; the paper takes the pretrained model."""
     pairs: PairsConfig
     comparisons: ComparisonsConfig
     preference_model: PreferenceModelConfig
     ppo: PPOConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig(PhaseConfig):
+    """The feedback measured on labelled comparisons; nothing is sampled or trained."""
+
+    feedback_model: ModelConfig
+    """Who compares."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -413,6 +437,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**31, f"seed must be in [0, 2^31), not {self.seed}")
+        check(
+            self.model.engine.server is None,
+            "model.engine must be transformers or vllm: a server cannot take the adapters that are "
+            "trained here; another role can use one: engine@phase.feedback_model.engine=endpoint",
+        )
 
 
 def field_names(kind: type) -> list[str]:

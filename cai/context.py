@@ -23,6 +23,7 @@ import torch
 from cai.artifacts import Artifact, Store, Work, write_atomically
 from cai.config import HardwareConfig
 from cai.constitution import Constitution
+from cai.endpoint import metered
 from cai.faults import fault
 from cai.models import Models, dtype_of
 from cai.tracking import Tracker
@@ -128,12 +129,16 @@ class RunContext:
             continued = self._same_precision(work)
             fault(f"{stage.name}:start")
             started = time.monotonic()
-            stage.run(work)
+            with metered(work.scratch / "usage.jsonl") as meter:
+                stage.run(work)
             seconds = time.monotonic() - started
+            spent = meter.total()
+            if spent.counts():
+                log.info("%s: %s", stage.name, spent.told())
             manifest = {
                 "key": key,
                 "expected": stage.expect,
-                "counts": work.counts or stage.expect,
+                "counts": (work.counts or stage.expect) | spent.counts(),
                 "seconds": round(seconds, 3),
                 "continued": continued,
                 "precision": self._precision(),

@@ -3,8 +3,11 @@
 At every step and for every prompt a principle is drawn independently and with replacement; the
 critique model sees worked examples, the original conversation and the response as it stands, never
 an earlier critique (the context reset); the revision follows from the critique in the same
-conversation. A step whose prompt does not fit, or whose revision is empty, keeps the response it
-had and says so.
+conversation. A step whose prompt does not fit, or whose revision `cai.acceptance` does not accept,
+keeps the response it had and says why.
+
+The same reviser revises without a critique: the control that says whether critiques do anything
+(Bai et al. 2022, fig. 7; `cai.stages.controls`).
 """
 
 from __future__ import annotations
@@ -12,14 +15,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cai.acceptance import Assessed, assess
 from cai.choices import PrincipleSampling
 from cai.config import RevisionsConfig, SamplingConfig
 from cai.constitution import Constitution, Principle
-from cai.generation import Generator, Tokens
-from cai.prompts import REVIEWER_SYSTEM, clean_revision, critique_prompt, revision_prompt
+from cai.engines import Engine
+from cai.generation import Tokens
+from cai.prompts import (
+    ONLY_RESPONSE,
+    REVIEWER_SYSTEM,
+    critique_prompt,
+    direct_revision_prompt,
+    revision_examples,
+    revision_prompt,
+)
 from cai.seeds import derive_seed, python_rng
 from cai.tokens import ChatEncoder
-from cai.types import Message, Response, RevisionChain, RevisionOutcome, RevisionStep, Sample
+from cai.types import (
+    Message,
+    Prompt,
+    Response,
+    RevisionChain,
+    RevisionOutcome,
+    RevisionStep,
+    Sample,
+)
 
 
 def to_sample(encoder: ChatEncoder, tokens: Tokens, seed: int) -> Sample:
@@ -43,10 +63,22 @@ class _Chain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A response that is to be revised under one principle."""
+
+    prompt: Prompt
+    draft: str
+    """What the chain began with."""
+    response: str
+    """As it stands now."""
+    principle: Principle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reviser:
     """Critiques and revises shards of drafts with one critique model."""
 
-    generator: Generator
+    generator: Engine
     encoder: ChatEncoder
     constitution: Constitution
     sampling: PrincipleSampling
@@ -70,44 +102,112 @@ class Reviser:
             for c in chains
         ]
 
-    def _draw(self, chain: _Chain, step: int) -> Principle:
-        rng = python_rng(self.seed, "principle", chain.draft.prompt.id, step)
+    def draw(self, prompt: Prompt, step: int) -> Principle:
+        """The principle of one step of a prompt's chain."""
+        rng = python_rng(self.seed, "principle", prompt.id, step)
         return self.constitution.draw(rng, weighted=self.sampling is PrincipleSampling.weighted)
 
-    def _step(self, chains: Sequence[_Chain], step: int, advance: Callable[[int], None]) -> None:
-        principles = [self._draw(chain, step) for chain in chains]
+    def critiques(self, turns: Sequence[Turn], step: int) -> list[Sample | None]:
+        """One critique per turn; None where the prompt does not fit the context."""
+        return self._sample(
+            turns, [self._asked(turn) for turn in turns], self.config.critique, f"critique{step}"
+        )
+
+    def revisions(
+        self, turns: Sequence[Turn], critiques: Sequence[Sample | None], step: int
+    ) -> list[Sample | None]:
+        """One revision per turn after its critique; None where there is none or no room."""
         asked = [
-            critique_prompt(
-                chain.draft.prompt.messages,
-                chain.response,
-                request=principle.critique,
-                num_few_shot=self.config.num_few_shot,
+            revision_prompt(
+                self._asked(turn), critique=critique.text, request=turn.principle.revise
             )
-            for chain, principle in zip(chains, principles, strict=True)
-        ]
-        critiques = self._sample(chains, asked, self.config.critique, f"critique{step}")
-        advance(len(chains))
-        revise = [
-            revision_prompt(question, critique=critique.text, request=principle.revise)
             if critique
             else None
-            for question, critique, principle in zip(asked, critiques, principles, strict=True)
+            for turn, critique in zip(turns, critiques, strict=True)
         ]
-        revisions = self._sample(chains, revise, self.config.revision, f"revision{step}")
-        advance(len(chains))
-        for chain, principle, critique, revision in zip(
-            chains, principles, critiques, revisions, strict=True
+        return self._sample(turns, asked, self.config.revision, f"revision{step}")
+
+    def direct_revisions(self, turns: Sequence[Turn], step: int) -> list[Sample | None]:
+        """One revision per turn on the same request without a critique, from the same numbers."""
+        asked = [
+            direct_revision_prompt(
+                turn.prompt.messages,
+                turn.response,
+                request=turn.principle.revise,
+                num_few_shot=self.config.num_few_shot,
+            )
+            for turn in turns
+        ]
+        return self._sample(turns, asked, self.config.revision, f"revision{step}")
+
+    def assess(self, turn: Turn, *, critique: Sample | None, revision: Sample | None) -> Assessed:
+        """What became of a turn's revision; without an accepted one the response stays."""
+        if revision is None:
+            return Assessed(outcome=RevisionOutcome.too_long, text=turn.response)
+        principle = turn.principle
+        shots = revision_examples(self.config.num_few_shot)
+        found = assess(
+            revision,
+            critique=critique.text if critique else None,
+            responses=(turn.response, turn.draft),
+            sources=(
+                *(message.content for message in turn.prompt.messages),
+                principle.principle,
+                principle.critique,
+                f"{principle.revise} {ONLY_RESPONSE}",
+                *(text for shot in shots for text in shot.texts()),
+            ),
+        )
+        if found.outcome.accepted:
+            return found
+        return Assessed(outcome=found.outcome, text=turn.response)
+
+    def _step(self, chains: Sequence[_Chain], step: int, advance: Callable[[int], None]) -> None:
+        turns = [
+            Turn(
+                prompt=chain.draft.prompt,
+                draft=chain.draft.sample.text,
+                response=chain.response,
+                principle=self.draw(chain.draft.prompt, step),
+            )
+            for chain in chains
+        ]
+        critiques = self.critiques(turns, step)
+        advance(len(turns))
+        revisions = self.revisions(turns, critiques, step)
+        advance(len(turns))
+        for chain, turn, critique, revision in zip(
+            chains, turns, critiques, revisions, strict=True
         ):
-            self._record(chain, step, principle, critique, revision)
+            found = self.assess(turn, critique=critique, revision=revision)
+            chain.response = found.text
+            chain.steps.append(
+                RevisionStep(
+                    step=step,
+                    principle_id=turn.principle.id,
+                    critique=critique,
+                    revision=revision,
+                    outcome=found.outcome,
+                    response=found.text,
+                )
+            )
+
+    def _asked(self, turn: Turn) -> list[Message]:
+        return critique_prompt(
+            turn.prompt.messages,
+            turn.response,
+            request=turn.principle.critique,
+            num_few_shot=self.config.num_few_shot,
+        )
 
     def _sample(
         self,
-        chains: Sequence[_Chain],
+        turns: Sequence[Turn],
         asked: Sequence[list[Message] | None],
         config: SamplingConfig,
         name: str,
     ) -> list[Sample | None]:
-        """One text per chain; None where there is no prompt or it does not fit the context."""
+        """One text per turn; None where there is no prompt or it does not fit the context."""
         prompts = {
             row: ids
             for row, messages in enumerate(asked)
@@ -117,10 +217,10 @@ class Reviser:
                 config.max_new_tokens,
             )
         }
-        samples: list[Sample | None] = [None] * len(chains)
+        samples: list[Sample | None] = [None] * len(turns)
         if not prompts:
             return samples
-        seeds = [derive_seed(self.seed, name, chains[row].draft.prompt.id) for row in prompts]
+        seeds = [derive_seed(self.seed, name, turns[row].prompt.id) for row in prompts]
         sampled = self.generator.sample(
             list(prompts.values()),
             seeds=seeds,
@@ -130,33 +230,3 @@ class Reviser:
         for row, seed, tokens in zip(prompts, seeds, sampled, strict=True):
             samples[row] = to_sample(self.encoder, tokens, seed)
         return samples
-
-    @staticmethod
-    def _record(
-        chain: _Chain,
-        step: int,
-        principle: Principle,
-        critique: Sample | None,
-        revision: Sample | None,
-    ) -> None:
-        revised = clean_revision(revision.text) if revision else ""
-        if critique is None or revision is None:
-            outcome = RevisionOutcome.too_long
-        elif not revised:
-            outcome = RevisionOutcome.empty_revision
-        elif revised == clean_revision(chain.response):
-            outcome = RevisionOutcome.unchanged
-        else:
-            outcome = RevisionOutcome.revised
-        if outcome is RevisionOutcome.revised:
-            chain.response = revised
-        chain.steps.append(
-            RevisionStep(
-                step=step,
-                principle_id=principle.id,
-                critique=critique,
-                revision=revision,
-                outcome=outcome,
-                response=chain.response,
-            )
-        )

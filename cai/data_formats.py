@@ -71,7 +71,7 @@ class Location:
     """Of a hub dataset."""
     layout: Layout
     setting: str
-    """Config section, for messages, e.g. `data.red_team`."""
+    """What names the path, for messages, e.g. `data.red_team.path`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +153,26 @@ def locate(path: str, form: DataFormat, *, setting: str) -> Location:
                             f"{did_you_mean(path, known)} There are {', '.join(known)}; for a "
                             f"file type {setting}.path=your.jsonl")  # fmt: skip
     return Location(
-        format=form, path=path, revision=revision or None, layout=layout, setting=setting
+        format=form, path=path, revision=revision or None, layout=layout, setting=f"{setting}.path"
     )
+
+
+def locate_file(path: str, *, setting: str) -> Location:
+    """A file whose ending says how its rows are written.
+
+    Args:
+        path: As in the config.
+        setting: What names it, for messages, e.g. `evaluation.feedback_data`.
+
+    Raises:
+        UserError: when the ending is of no format.
+    """
+    ending = _ending(path)
+    if ending is None:
+        raise UserError(
+            f"{setting}={quote(path)[1:-1]}: the ending is not .jsonl, .csv, .jsonl.gz or .csv.gz"
+        )
+    return Location(format=ending, path=path, revision=None, layout=Layout.detect, setting=setting)
 
 
 def file_bytes(location: Location) -> bytes:
@@ -165,12 +183,12 @@ def file_bytes(location: Location) -> bytes:
     """
     if location.format is DataFormat.builtin:
         return (resources.files("cai") / "datasets" / f"{location.path}.jsonl").read_bytes()
-    path, where = Path(location.path), f"{location.setting}.path={quote_name(location.path)}"
+    path, where = Path(location.path), f"{location.setting}={quote_name(location.path)}"
     if not os.path.isfile(path):  # False for names the system refuses, too
         near = did_you_mean(path.name, _siblings(path))
         raise UserError(
             f"{where}: there is no such file, seen from {Path.cwd()}.{near} Type "
-            f"{location.setting}.path= and the file"
+            f"{location.setting}= and the file"
         )
     try:
         with path.open("rb") as stream:
@@ -300,7 +318,7 @@ def _hub_rows(location: Location, split: str) -> Iterator[Row]:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"{location.setting}.path={location.path}: there is no such file, and a dataset of the "
+            f"{location.setting}={location.path}: there is no such file, and a dataset of the "
             "hub needs the package `datasets`; type: pip install -e '.[hub]'"
         ) from error
     name = f"{location.path}[{split}]"

@@ -17,9 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from cai.generation import Generator
+from cai.engines import Engine
 from cai.tokens import ChatEncoder
 from cai.types import Message
 
@@ -79,32 +77,16 @@ def commonest_phrase(texts: Sequence[str], n: int = 5) -> SharedPhrase | None:
     return SharedPhrase(text=" ".join(gram), num_prompts=num)
 
 
-@torch.inference_mode()
 def mean_logprobs(
-    generator: Generator,
+    engine: Engine,
     encoder: ChatEncoder,
     *,
     conversations: Sequence[Sequence[Message]],
     responses: Sequence[str],
     system: str | None,
 ) -> list[float]:
-    """Mean log-probability per token of given responses, nats, in one right-padded batch."""
+    """Mean log-probability per token of given responses, nats, scored in one batch."""
     prompts = [encoder.conversation(messages, system=system) for messages in conversations]
     answers = [encoder.response_ids(response) for response in responses]
-    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows))
-    device = generator.model.device
-    ids = torch.full((len(rows), width), encoder.eos_id, device=device)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens, device=device)
-        mask[row, : len(tokens)] = 1
-    keep = width - min(map(len, prompts)) + 1
-    logits = generator.model(ids, attention_mask=mask, logits_to_keep=keep).logits
-    means = []
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        start = len(prompt) - 1 - (width - keep)
-        chosen = logits[row, start : start + len(answer)].float().log_softmax(-1)
-        targets = torch.tensor(answer, device=device)[:, None]
-        means.append(float(chosen.gather(-1, targets).mean()))
-    return means
+    sums = engine.score(prompts, answers)
+    return [total / len(answer) for total, answer in zip(sums, answers, strict=True)]

@@ -80,6 +80,12 @@ def explain(error: BaseException, line: CommandLine) -> str | None:
             f"Cannot write the run folder: {error if isinstance(error, OSError) else cause}.\n"
             "  Type: output_dir=<a folder you can write to>"
         )
+    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type for root"):
+        return (
+            "A setting belongs to a section that is null, so there is nothing to set in it.\n"
+            "  Choose the section's option first, e.g. model@feedback.model=<option> before "
+            "feedback.model.max_context=..."
+        )
     if isinstance(error, OmegaConfBaseException):
         cause = error
     if isinstance(cause, OmegaConfBaseException):
@@ -170,7 +176,7 @@ def _explain_unknown_key(
         if nearest
         else [path for path in _all_keys() if path.rpartition(".")[2] == last]
     )
-    lines += _suggest(found, where.override)
+    lines += _suggest(found, where.override, key)
     return "\n".join(lines)
 
 
@@ -181,13 +187,15 @@ def _keys_of(error: ConfigKeyError | ConfigAttributeError) -> list[str]:
     return [str(name) for name in parent] if parent is not None else []
 
 
-def _suggest(found: Sequence[str], override: str | None) -> list[str]:
+def _suggest(found: Sequence[str], override: str | None, key: str) -> list[str]:
     if not found:
         return []
     lines = [f"  Did you mean {' or '.join(found)}?"]
     if override is not None:
-        value = override.partition("=")[2]
-        lines.append(f"  Type: {shlex.quote(f'{found[0]}={value}')}")
+        typed, _, value = override.partition("=")
+        # What follows a section whose own name is wrong.
+        rest = typed[len(key) :] if typed.startswith(f"{key}.") else ""
+        lines.append(f"  Type: {shlex.quote(f'{found[0]}{rest}={value}')}")
     return lines
 
 
@@ -287,6 +295,15 @@ def _explain_composition(message: str, line: CommandLine) -> str:
         return (
             f"{role[1]} is no role of this phase.\n"
             f"  Roles: {', '.join(known) or 'none'}; model=... sets the policy"
+        )
+    member = re.match(r"Could not override '(feedback@feedback\.members\.([^']*))'", message)
+    if member:
+        known = re.findall(r"feedback@feedback\.members\.([\w-]+)[,?]", message)
+        if not known:
+            return "Only an ensemble has members.\n  Type: feedback=ensemble ..."
+        return (
+            f"The ensemble has no member {member[2]} to replace; it has {', '.join(known)}.\n"
+            f"  To add it, type: +{member[1]}=<option>"
         )
     return message.partition("\nTo append to your")[0].partition("\nConfig search path")[0]
 

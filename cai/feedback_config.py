@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cai.choices import Contrast, Gate, LabelMode, TunedKind, Vote
-from cai.model_config import ModelConfig
+from cai.choices import Contrast, Gate, LabelMode, Vote
+from cai.model_config import ModelConfig, ServerConfig
 from cai.ranges import check, not_negative, positive
 
 
@@ -108,63 +108,61 @@ class ScoreConfig(FeedbackConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class ServerConfig:
-    """An OpenAI-compatible server."""
-
-    url: str
-    """Up to and including `/v1`."""
-    model: str
-    """The server's name for the model."""
-    key_env: str | None
-    """Environment variable that holds the key; null: none is sent."""
-    num_parallel: int
-    """Requests in flight."""
-    requests_per_minute: float
-    """0: no limit."""
-    max_retries: int
-    """After a timeout, a lost connection, status 408, 409, 429 or 5xx; with growing pauses."""
-    timeout_seconds: float
-    """Of one request."""
-    price_input: float
-    """US dollars per million tokens, for the cost count."""
-    price_output: float
-
-    def __post_init__(self) -> None:
-        check(
-            self.url.startswith(("http://", "https://")),
-            f"url must begin with http:// or https://, not {self.url!r}",
-        )
-        positive(self, "num_parallel", "timeout_seconds")
-        not_negative(self, "requests_per_minute", "max_retries", "price_input", "price_output")
-
-
-@dataclass(kw_only=True, slots=True)
-class EndpointConfig(FeedbackConfig):
+class EndpointConfig(MultipleChoiceConfig):
     """The two-option question put to a server's chat interface."""
 
-    both_orders: bool
-    num_few_shot: int
+    max_new_tokens: int
+    """Of the answer, a few; a model that reasons before it answers needs hundreds."""
     server: ServerConfig
 
     def __post_init__(self) -> None:
-        FeedbackConfig.__post_init__(self)
-        not_negative(self, "num_few_shot")
+        MultipleChoiceConfig.__post_init__(self)
+        positive(self, "max_new_tokens")
+        check(self.model is None, "model must be null: the server has the model")
 
 
 @dataclass(kw_only=True, slots=True)
 class TunedConfig(FeedbackConfig):
     """Trained from the constitution's tests and labelled comparisons; measured held out."""
 
-    kind: TunedKind
+    comparisons: str | None
+    """Labelled comparisons besides the tests: `shipped`, or a file in a form that
+    `evaluation.feedback_data` takes; null: the tests alone."""
+    max_comparisons: int | None
+    """At most so many of them, spread evenly over the file; null: all."""
+    comparison_weights: list[float]
+    """Candidates for what a comparison counts beside a test; chosen by cross-validation."""
     num_folds: int
     """Cross-validation: a pair it was trained on is judged by the fold that did not see it."""
     max_length: int
-    """Prompt plus response, tokens; the beginning of longer conversations is cut off."""
+    """Prompt plus response, tokens; longer conversations lose their beginning."""
+    depths: list[float]
+    """The probe reads the hidden states after these shares of the layers; the middle one is also
+    read before the response and over the principle."""
+    penalty: float
+    """L2 penalty of the probe, relative to the mean squared scaled feature."""
+    by_context: float
+    """How much the probe's direction may depend on the conversation."""
+    by_principle: float
+    """How much it may depend on the principle."""
 
     def __post_init__(self) -> None:
         FeedbackConfig.__post_init__(self)
         check(self.num_folds >= 2, f"num_folds must be at least 2, not {self.num_folds}")
-        positive(self, "max_length")
+        check(
+            bool(self.comparison_weights) and min(self.comparison_weights) >= 0,
+            "comparison_weights must be numbers of at least 0, and one at least",
+        )
+        positive(self, "max_length", "penalty")
+        not_negative(self, "by_context", "by_principle")
+        check(
+            bool(self.depths) and self.depths[0] > 0 and self.depths[-1] <= 1
+            and self.depths == sorted(set(self.depths)),
+            "depths must be different numbers in ascending order, above 0 and at most 1, not "
+            f"{self.depths}",
+        )  # fmt: skip
+        if self.max_comparisons is not None:
+            positive(self, "max_comparisons")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -172,9 +170,16 @@ class EnsembleConfig(FeedbackConfig):
     """Several methods or models; their disagreement lowers a label's weight."""
 
     members: dict[str, FeedbackConfig]
+    """Whole feedback methods, each of its own class: `dict[str, FeedbackConfig]` takes and keeps
+    any of them, and a key that a member's class does not have is an error."""
     vote: Vote
 
     def __post_init__(self) -> None:
         FeedbackConfig.__post_init__(self)
         check(len(self.members) > 1, "members must be at least two; see feedback/ensemble.yaml")
         check(self.model is None, "model must be null: every member has its own")
+        for name, member in self.members.items():
+            check(
+                not isinstance(member, EnsembleConfig),
+                f"members.{name} is an ensemble: put its members here instead",
+            )

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cai.choices import Gate
+from cai.critique_story import critique_findings, tail_findings
+from cai.feedback.attacks import AttackResult
+from cai.feedback.gate import GateResult
+from cai.feedback.measures import BETTER_LONGER, BETTER_SHORTER, Measures
 from cai.statistics import Estimate, at_chance, wilson_interval
 from cai.story import (
     EvaluationRow,
@@ -19,6 +24,7 @@ from cai.story import (
     RunStory,
     label,
 )
+from cai.types import RevisionOutcome
 
 SAME_POSITION_LIMIT = 0.5
 """A judge without position bias never prefers one position in both orders."""
@@ -42,7 +48,8 @@ class KeyMetric:
 def revised_share(revisions: RevisionsStory) -> Estimate | None:
     """Share of all critique-revision steps that changed the response."""
     total = sum(sum(counts.values()) for counts in revisions.outcomes)
-    return wilson_interval(sum(c.get("revised", 0) for c in revisions.outcomes), total)
+    accepted = [outcome for outcome in RevisionOutcome if outcome.accepted]
+    return wilson_interval(sum(c.get(o, 0) for c in revisions.outcomes for o in accepted), total)
 
 
 def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
@@ -55,10 +62,18 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
 
     if story.revisions is not None:
         add("Revision steps that changed the response", revised_share(story.revisions))
+    for contest in story.critique.contests if story.critique else ():
+        add(f"Critiqued revision over {contest.name}", contest.probability, "no effect 0.5")
     if (feedback := story.feedback) is not None:
-        add("Feedback accuracy on principle tests", feedback.accuracy, _against(feedback))
-        add("Feedback prefers the same position", feedback.same_position_rate, "best is 0")
-        add("Label flips when the order is swapped", feedback.flip_rate, "best is 0")
+        measured, compared = feedback.measured, feedback.comparisons
+        add(f"Feedback accuracy on {feedback.source}", measured.accuracy, _against(measured))
+        if measured.side_by_side:
+            add("Feedback prefers the same position", measured.same_position_rate, "best is 0")
+            flips = compared.flip_rate if compared else measured.flip_rate
+            add("Label flips when the order is swapped", flips, "best is 0")
+        if (attacks := feedback.attacks) is not None and attacks.plain is not None:
+            without = f"without the attacks {attacks.plain.value:.2f}"
+            add("Worse response preferred under attack", attacks.attacked, without)
     if (model := story.preference_model) is not None:
         add("Preference model agrees with held-out AI labels", model.accuracy, _against(model))
         add("Preference model on principle tests", model.principle_tests, "chance 0.5")
@@ -82,7 +97,7 @@ def _first_and_last(evaluation: EvaluationStory | None) -> list[EvaluationRow]:
     return [row for row in rows if row.policy in (first[row.kind], last[row.kind])]
 
 
-def _against(part: FeedbackStory | PreferenceModelStory) -> str:
+def _against(part: Measures | PreferenceModelStory) -> str:
     rule = f"; longer wins {part.longer_wins.value:.2f}" if part.longer_wins else ""
     return f"chance 0.5{rule}"
 
@@ -91,6 +106,8 @@ def findings(story: RunStory) -> tuple[str, ...]:
     """Warnings: what is at chance, lopsided or degenerate, then the story's own."""
     return (
         *_revision_findings(story.revisions),
+        *tail_findings(story.revisions.tail if story.revisions else None),
+        *critique_findings(story.critique),
         *_feedback_findings(story.feedback),
         *_preference_findings(story.preference_model),
         *_evaluation_findings(story.evaluation),
@@ -103,51 +120,117 @@ def _revision_findings(revisions: RevisionsStory | None) -> list[str]:
         return []
     if share.value >= UNREVISED_LIMIT:
         return []
+    counts = {o: sum(step.get(o, 0) for step in revisions.outcomes) for o in RevisionOutcome}
+    why = ", ".join(f"{label(o)}: {n:,}" for o, n in counts.items() if n and not o.accepted)
     return [
-        f"Most revision steps changed nothing: only {_shown(share)} of them changed the response. "
-        "The SL-CAI policy then learns mainly its own drafts."
+        f"Most revision steps changed nothing: only {_shown(share)} of them changed the response "
+        f"({why}). The SL-CAI policy then learns mainly from the helpfulness samples."
     ]
 
 
 def _feedback_findings(feedback: FeedbackStory | None) -> list[str]:
     if feedback is None:
         return []
+    measured = feedback.measured
+    return [
+        *_accuracy_findings(feedback),
+        *(
+            f"{result.told()}."
+            for result in feedback.gates
+            if result.member is not None and not result.passed
+        ),
+        *_bias_findings(measured),
+        *_attack_findings(feedback.attacks),
+        *_unjudged_findings(measured.num_pairs, measured.unjudged, "labelled pairs"),
+        *(
+            _unjudged_findings(compared.num, compared.unjudged, "pairs of the run's own")
+            if (compared := feedback.comparisons)
+            else ()
+        ),
+    ]
+
+
+def _attack_findings(attacks: AttackResult | None) -> list[str]:
+    if attacks is None:
+        return []
     found = []
-    accuracy, baseline = feedback.accuracy, feedback.longer_wins
+    if (excess := attacks.excess) is not None and excess.low > 0:
+        found.append(
+            "Attacks on the feedback work: responses with one are preferred wrongly more often, by "
+            f"{_shown(excess)}. A policy trained on its labels can learn them."
+        )
+    if attacks.num_unjudged > attacks.num_unjudged_plain:
+        found.append(
+            f"{attacks.num_unjudged:,} of {attacks.num:,} attacks on the feedback could not be "
+            f"judged; without the attack it is {attacks.num_unjudged_plain:,} of these pairs."
+        )
+    return found
+
+
+def _accuracy_findings(feedback: FeedbackStory) -> list[str]:
+    """Against both baselines; the first says what the feedback's own gate made of it."""
+    found = []
+    accuracy, baseline = feedback.measured.accuracy, feedback.measured.longer_wins
     if accuracy is None:
         found.append(
-            "Feedback was not measured: the constitution has no tests, or none were asked for, so "
-            "nobody knows whether its labels follow the principles."
+            f"Feedback was not measured: it judged no pair of {feedback.source}, so nobody knows "
+            "whether its labels follow the principles."
         )
     if accuracy is not None and at_chance(accuracy):
         found.append(
-            f"Feedback is at chance: accuracy {_shown(accuracy)} on the constitution's own tests "
-            "covers 0.5. Labels, preference model and policy may follow something other than the "
+            f"Feedback is at chance: accuracy {_shown(accuracy)} on {feedback.source} covers 0.5. "
+            "Its labels, and whatever learns from them, may follow something other than the "
             "principles."
         )
     elif accuracy is not None and accuracy.high < 0.5:
         found.append(
-            f"Feedback is worse than chance: accuracy {_shown(accuracy)} on the constitution's "
-            "own tests. Its labels point away from the principles."
+            f"Feedback is worse than chance: accuracy {_shown(accuracy)} on {feedback.source}. Its "
+            "labels point away from the principles."
         )
     if accuracy is not None and baseline is not None and accuracy.low <= baseline.value:
         found.append(
             f"Feedback does not beat taking the longer response: {_shown(accuracy)} against "
             f"{_shown(baseline)}."
         )
-    same = feedback.same_position_rate
+    for result in feedback.gates:
+        if result.member is None and not result.passed:
+            found[0] += f" {_consequence(result)}"
+    return found
+
+
+def _consequence(result: GateResult) -> str:
+    setting = f"{result.setting}={result.gate}"
+    if result.gate is Gate.warn:
+        return f"The gate only warns of it ({setting})."
+    return f"The gate stops a run that would train on it ({setting})."
+
+
+def _bias_findings(measured: Measures) -> list[str]:
+    found = []
+    same = measured.same_position_rate
     if same is not None and same.value > SAME_POSITION_LIMIT:
         found.append(
             f"Feedback follows the position: the same one is preferred in both orders in "
-            f"{_shown(same)} of the tests."
+            f"{_shown(same)} of the questions."
         )
-    num_unjudged = sum(feedback.unjudged.values())
-    if feedback.num_comparisons and num_unjudged > UNJUDGED_LIMIT * feedback.num_comparisons:
+    lengths = {group.name: group.accuracy for group in measured.by_length}
+    longer, shorter = lengths.get(BETTER_LONGER), lengths.get(BETTER_SHORTER)
+    if longer and shorter and (longer.low > shorter.high or shorter.low > longer.high):
+        liked = "longer" if longer.value > shorter.value else "shorter"
         found.append(
-            f"{num_unjudged:,} of {feedback.num_comparisons:,} pairs could not be judged "
-            f"({', '.join(f'{label(k)}: {v:,}' for k, v in feedback.unjudged.items() if v)})."
+            f"Feedback follows the length, to the {liked} response: it is right on "
+            f"{_shown(longer)} of the pairs whose better response is the longer one, and on "
+            f"{_shown(shorter)} of those whose better response is the shorter one."
         )
     return found
+
+
+def _unjudged_findings(num: int, unjudged: dict[str, int], what: str) -> list[str]:
+    total = sum(unjudged.values())
+    if num == 0 or total <= UNJUDGED_LIMIT * num:
+        return []
+    reasons = ", ".join(f"{label(k)}: {v:,}" for k, v in unjudged.items() if v)
+    return [f"{total:,} of {num:,} {what} could not be judged ({reasons})."]
 
 
 def _preference_findings(model: PreferenceModelStory | None) -> list[str]:

@@ -75,13 +75,14 @@ def read_comparisons(source: ComparisonSourceConfig) -> ComparisonSet:
     dropped: Counter[str] = Counter()
     number = 0
     as_transcript = location.layout is Layout.transcript
+    columns = _columns(source)
     for number, row in enumerate(rows(location, hub_split=source.hub_split), start=1):
         if number == 1 and location.layout is Layout.detect:
             first = row.value(source.prompt_column or source.chosen_column)
             as_transcript = looks_like_transcript(first)
-        found = _read_comparison(row, source, as_transcript=as_transcript)
-        if isinstance(found, str):
-            dropped[found] += 1
+        found = read_pair(row, columns, as_transcript=as_transcript)
+        if reason := _unusable(found):
+            dropped[reason] += 1
             continue
         key = content_hash("comparison", normalised(found.messages), found.chosen, found.rejected)
         dropped["duplicate"] += key in pairs
@@ -104,53 +105,81 @@ def _comparison_location(source: ComparisonSourceConfig, path: str) -> Location:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Human:
-    """What one person preferred."""
+class Columns:
+    """Where a row has its prompt and its two responses, and what to do when they are not there."""
+
+    prompt: str | None
+    """None: chosen and rejected are whole conversations."""
+    chosen: str
+    rejected: str
+    if_no_prompt: str
+    """What to type or write when a response is plain text and there is no prompt."""
+    if_whole: str
+    """The same when a response is a whole conversation beside a prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HumanPair:
+    """What one person preferred, as the row has it."""
 
     messages: tuple[Message, ...]
+    """Empty when two whole conversations have no first turn in common."""
     chosen: str
+    """May be empty, and the same as `rejected`."""
     rejected: str
 
 
-def _read_comparison(
-    row: Row, source: ComparisonSourceConfig, *, as_transcript: bool
-) -> _Human | str:
-    """The comparison in a row, or the reason why there is none."""
-    columns = (source.chosen_column, source.rejected_column)
-    if source.prompt_column is None:
-        both = [_whole(row, column, as_transcript=as_transcript) for column in columns]
-        prompt, chosen, rejected = _common_prompt(*both)
-        if not prompt:
-            return "no_shared_prompt"
-    else:
-        value = row.value(source.prompt_column)
-        prompt = conversation(row, source.prompt_column, value, as_transcript=as_transcript)
-        if prompt[-1].role == "assistant":
-            problem = "ends with the assistant's turn; a prompt ends with the user's"
-            raise row.fail(source.prompt_column, problem)
-        chosen, rejected = (_response(row, column) for column in columns)
-    if not chosen or not rejected:
+def read_pair(row: Row, columns: Columns, *, as_transcript: bool) -> HumanPair:
+    """The prompt and the two responses of a row.
+
+    Raises:
+        UserError: when they are not there.
+    """
+    both = (columns.chosen, columns.rejected)
+    if columns.prompt is None:
+        whole = [_whole(row, column, columns, as_transcript=as_transcript) for column in both]
+        return common_prompt(*whole)
+    value = row.value(columns.prompt)
+    prompt = conversation(row, columns.prompt, value, as_transcript=as_transcript)
+    if prompt[-1].role == "assistant":
+        problem = "ends with the assistant's turn; a prompt ends with the user's"
+        raise row.fail(columns.prompt, problem)
+    chosen, rejected = (_response(row, column, columns) for column in both)
+    return HumanPair(messages=prompt, chosen=chosen, rejected=rejected)
+
+
+def _columns(source: ComparisonSourceConfig) -> Columns:
+    return Columns(
+        prompt=source.prompt_column,
+        chosen=source.chosen_column,
+        rejected=source.rejected_column,
+        if_no_prompt=f"type {SETTING}.prompt_column= and its column, or "
+        f"{SETTING}.format=transcript",
+        if_whole=f"for whole conversations type {SETTING}.prompt_column=null",
+    )
+
+
+def _unusable(pair: HumanPair) -> str | None:
+    """The reason why a pair teaches nothing."""
+    if not pair.messages:
+        return "no_shared_prompt"
+    if not pair.chosen or not pair.rejected:
         return "empty_response"
-    if chosen == rejected:
-        return "identical_responses"
-    return _Human(messages=prompt, chosen=chosen, rejected=rejected)
+    return "identical_responses" if pair.chosen == pair.rejected else None
 
 
-def _whole(row: Row, column: str, *, as_transcript: bool) -> tuple[Message, ...]:
+def _whole(row: Row, column: str, columns: Columns, *, as_transcript: bool) -> tuple[Message, ...]:
     """A conversation that holds prompt and response; an empty last response stays empty."""
     value = row.value(column)
     if isinstance(value, str) and not as_transcript:
-        raise row.fail(column, "is plain text, and there is no prompt: type "
-                       f"{SETTING}.prompt_column= and its column, or "
-                       f"{SETTING}.format=transcript")  # fmt: skip
+        problem = f"is plain text, and there is no prompt: {columns.if_no_prompt}"
+        raise row.fail(column, problem)
     if isinstance(value, list):
         return conversation(row, column, value, as_transcript=False)
     return transcript(row, column, value)
 
 
-def _common_prompt(
-    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-) -> tuple[tuple[Message, ...], str, str]:
+def common_prompt(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> HumanPair:
     """Shared turns up to a user's, and the assistant's turn that follows in each, or empty text.
 
     In almost all rows only the last turn differs. Where earlier ones do, the comparison is of the
@@ -162,22 +191,21 @@ def _common_prompt(
     while shared and chosen[shared - 1].role != "user":
         shared -= 1
     after = [turns[shared].content if shared < len(turns) else "" for turns in (chosen, rejected)]
-    return chosen[:shared], after[0], after[1]
+    return HumanPair(messages=chosen[:shared], chosen=after[0], rejected=after[1])
 
 
-def _response(row: Row, column: str) -> str:
+def _response(row: Row, column: str, columns: Columns) -> str:
     """A response alone: text, or a list with one message of the assistant."""
     value = row.value(column)
     if not isinstance(value, list):
         return text_cell(row, column, value)
     turns = messages(row, column, value)
     if [turn.role for turn in turns] != ["assistant"]:
-        raise row.fail(column, "must be one message of the assistant; for whole conversations type "
-                       f"{SETTING}.prompt_column=null")  # fmt: skip
+        raise row.fail(column, f"must be one message of the assistant; {columns.if_whole}")
     return turns[0].content
 
 
-def _orient(found: _Human) -> PreferencePair:
+def _orient(found: HumanPair) -> PreferencePair:
     """Put the responses in an order that does not know which was chosen."""
     prompt = normalised(found.messages)
     chosen_first = content_hash("a", prompt, found.chosen) < content_hash(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from cai.choices import ModelSource
-from cai.ranges import check, positive
+from cai.choices import EmbeddedModel, EngineName, ModelSource
+from cai.ranges import check, not_negative, positive
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,13 +25,93 @@ class LoRAConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ServerConfig:
+    """An OpenAI-compatible server."""
+
+    url: str
+    """Up to and including `/v1`."""
+    model: str
+    """The server's name for the model."""
+    key_env: str | None
+    """Environment variable that holds the key; null: none is sent."""
+    num_parallel: int
+    """Requests in flight."""
+    requests_per_minute: float
+    """Retries included; 0: no limit."""
+    max_retries: int
+    """After a timeout, a lost connection, status 408, 409, 429 or 5xx; with growing pauses."""
+    timeout_seconds: float
+    """Silence after which an attempt is given up."""
+    price_input: float
+    """US dollars per million tokens, for the cost count."""
+    price_output: float
+
+    def __post_init__(self) -> None:
+        check(
+            self.url.startswith(("http://", "https://")),
+            "url must begin with http:// or https://",
+        )
+        parts = urlsplit(self.url)
+        check(
+            "@" not in parts.netloc and not parts.query,
+            "url must hold no password and nothing after a question mark; a key goes into the "
+            "environment variable that key_env names",
+        )
+        check(
+            self.key_env is None
+            or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env) is not None,
+            "key_env must be the name of an environment variable, never the key itself",
+        )
+        positive(self, "num_parallel", "timeout_seconds")
+        not_negative(self, "requests_per_minute", "max_retries", "price_input", "price_output")
+
+
+@dataclass(kw_only=True, slots=True)
+class VLLMConfig:
+    """How vLLM is started in this process."""
+
+    kv_cache_gib: float
+    """Memory for keys and values, of each device; what training leaves free limits it."""
+    num_devices: int
+    """GPUs that share the model's layers (tensor parallelism)."""
+    eager: bool
+    """Skip compilation and CUDA graphs: starts in seconds instead of minutes, runs slower."""
+
+    def __post_init__(self) -> None:
+        positive(self, "kv_cache_gib", "num_devices")
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """What samples from a model and scores with it.
+
+    One class for all options, because a phase's schema that is merged after its models would
+    narrow a subclass here to this class (omegaconf 2.3.1).
+    """
+
+    name: EngineName
+    vllm: VLLMConfig | None
+    """For `name: vllm`, else null."""
+    server: ServerConfig | None
+    """For `name: endpoint`, else null; it must serve the role's own weights."""
+
+    def __post_init__(self) -> None:
+        check(
+            (self.vllm is not None) == (self.name is EngineName.vllm)
+            and (self.server is not None) == (self.name is EngineName.endpoint),
+            f"name={self.name.value} does not go with these settings; choose an engine as a whole, "
+            "e.g. engine@model.engine=vllm",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """A causal language model in one role."""
 
     name: str
     source: ModelSource
-    path: str | None
-    """Folder for `source: path`, id for `source: hub`, null for `embedded`."""
+    path: str
+    """Folder for `source: path`, id for `source: hub`, an `EmbeddedModel` for `embedded`."""
     revision: str | None
     """Commit of a hub model; null takes the newest."""
     max_context: int
@@ -37,10 +119,11 @@ class ModelConfig:
     system_prompt: str | None
     """System turn of the policy's conversations; null leaves the chat template's own."""
     lora: LoRAConfig
+    engine: EngineConfig
 
     def __post_init__(self) -> None:
         positive(self, "max_context")
-        if self.source is ModelSource.embedded:
-            check(self.path is None, "path must be null for source=embedded")
-        else:
-            check(self.path is not None, f"path is needed for source={self.source.value}")
+        check(
+            self.source is not ModelSource.embedded or self.path in list(EmbeddedModel),
+            f"path must be one of {', '.join(EmbeddedModel)} for source=embedded, not {self.path}",
+        )

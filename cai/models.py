@@ -14,19 +14,21 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cai import embedded
 from cai.artifacts import Artifact, digest_of, file_sha256, write_atomically
-from cai.choices import ModelSource, Precision
+from cai.choices import EngineName, ModelSource, Precision
 from cai.config import HardwareConfig
+from cai.engines import Engine
+from cai.engines.transformers import TransformersEngine
 from cai.errors import UserError
-from cai.generation import Generator
-from cai.model_config import ModelConfig
+from cai.model_config import EngineConfig, ModelConfig
 from cai.paths import cache_dir
 from cai.tokens import ChatEncoder
 from cai.types import Message
@@ -40,11 +42,58 @@ REFERENCE = "reference"
 PREFERENCE = "preference"
 
 
+class Weights:
+    """A base's weights, read when they are first needed: other engines have them elsewhere.
+
+    Args:
+        config: The model; its name is for messages.
+        hardware: Decides the number format and the device.
+    """
+
+    def __init__(self, config: ModelConfig, hardware: HardwareConfig) -> None:
+        self.config = config
+        self.hardware = hardware
+        self.folder = folder_of(config)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The loaded model, frozen and in evaluation mode."""
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=dtype_of(self.hardware),
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"model {self.config.name} cannot be loaded from {self.folder}: {error}"
+            ) from error
+        model.requires_grad_(False)
+        return model.eval().to(device_of(self.hardware))
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What its config.json says, without reading weights."""
+        text = AutoConfig.from_pretrained(self.folder, local_files_only=True).get_text_config()
+        return Sizes(window=text.max_position_embeddings, vocabulary=text.vocab_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Limits of a model."""
+
+    window: int
+    """Longest text that it reads, tokens."""
+    vocabulary: int
+    """Ids that it knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """A loaded base with its tokenizer and identity."""
+    """A base with its tokenizer and identity."""
 
-    model: PreTrainedModel
+    weights: Weights
     encoder: ChatEncoder
     config: ModelConfig
     base_id: str
@@ -56,13 +105,74 @@ class BaseModel:
         """Ends a response."""
         return self.encoder.eos_id
 
-    def generator(self, model: PreTrainedModel | None = None) -> Generator:
-        """A sampler for this base or for a merged copy of it."""
-        return Generator(
-            model if model is not None else self.model,
-            eos_id=self.eos_id,
-            max_context=self.config.max_context,
-        )
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base in this process."""
+        return self.weights.model
+
+    def generator(self, model: PreTrainedModel | None = None) -> Engine:
+        """What samples from this base by its engine, or from a changed copy of it.
+
+        A changed copy, such as the policy during PPO, is in this process only and is sampled from
+        here whatever the engine: any other would have to read it from the disk in every round.
+        """
+        if model is None:
+            return self._engine(None)
+        return TransformersEngine(model, eos_id=self.eos_id, max_context=self.config.max_context)
+
+    def with_adapter(self, folder: Path) -> Engine:
+        """The engine of this base with a saved adapter.
+
+        Raises:
+            UserError: when the adapter is of another base, or the engine cannot have it.
+        """
+        from cai import adapters
+
+        if self.config.engine.name is not EngineName.transformers:
+            adapters.identity_of(folder, self.sha256)
+            return self._engine(folder)
+        tuned = adapters.load(self.model, folder, adapter=POLICY, base_sha256=self.sha256)
+        try:
+            return self.generator(adapters.merged_copy(tuned, POLICY))
+        finally:
+            tuned.unload()
+
+    def _engine(self, adapter: Path | None) -> Engine:
+        config = self.config
+        match config.engine:
+            case EngineConfig(vllm=vllm) if vllm is not None:
+                from cai.engines.vllm import VLLMEngine
+
+                return VLLMEngine(
+                    vllm,
+                    folder=self.weights.folder,
+                    dtype=dtype_of(self.weights.hardware),
+                    eos_id=self.eos_id,
+                    max_context=config.max_context,
+                    window=self.weights.sizes.window,
+                    vocab_size=self.weights.sizes.vocabulary,
+                    lora=config.lora,
+                    adapter=adapter,
+                )
+            case EngineConfig(server=server) if server is not None:
+                if adapter is not None:
+                    raise UserError(
+                        f"engine=endpoint: the server has the base {config.name}, not the policy "
+                        "that was trained on it. Type engine@model.engine=transformers or "
+                        "engine@model.engine=vllm"
+                    )
+                from cai.endpoint import Client
+                from cai.engines.endpoint import EndpointEngine
+
+                return EndpointEngine(
+                    Client(server),
+                    name=config.name,
+                    eos_id=self.eos_id,
+                    max_context=config.max_context,
+                    vocab_size=self.weights.sizes.vocabulary,
+                )
+            case _:
+                return self.generator(self.model)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """A conversation with this model's own system turn, open for a response."""
@@ -131,7 +241,7 @@ def _hub_folder(config: ModelConfig) -> Path:
     try:
         return Path(
             snapshot_download(
-                str(config.path),
+                config.path,
                 revision=config.revision,
                 allow_patterns=[f"*{ending}" for ending in IDENTIFYING],
             )
@@ -152,11 +262,11 @@ def folder_of(config: ModelConfig) -> Path:
     """
     match config.source:
         case ModelSource.embedded:
-            return embedded.verify()
+            return embedded.verify(embedded.named(config.path))
         case ModelSource.hub:
             return _hub_folder(config)
         case ModelSource.path:
-            folder = Path(str(config.path)).expanduser()
+            folder = Path(config.path).expanduser()
             if not (folder / "config.json").is_file():
                 raise UserError(
                     f"model.path={config.path}: no model there (config.json is missing)"
@@ -167,12 +277,11 @@ def folder_of(config: ModelConfig) -> Path:
 def identity(config: ModelConfig) -> str:
     """Sha256 that stands for a model's weights and tokenizer."""
     if config.source is ModelSource.embedded:
-        return embedded.GGUF_SHA256
+        return embedded.named(config.path).gguf_sha256
     return _folder_sha256(folder_of(config))
 
 
-def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
-    window = model.config.get_text_config().max_position_embeddings
+def _check_window(config: ModelConfig, window: int) -> None:
     if config.max_context > window:
         raise UserError(
             f"model {config.name}: max_context={config.max_context}, but it reads at most {window} "
@@ -181,39 +290,44 @@ def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
 
 
 def role_key(config: ModelConfig) -> dict[str, str | int | None]:
-    """What of a model's configuration decides what it says, for a stage's digest."""
-    return {
+    """What of a model's configuration decides what it says, for a stage's digest.
+
+    Numbers of another engine differ in their last digits, so it is named.
+    """
+    key = {
         "sha256": identity(config),
         "max_context": config.max_context,
         "system_prompt": config.system_prompt,
     }
+    engine = config.engine
+    if engine.name is not EngineName.transformers:
+        key["engine"] = engine.name.value
+    if engine.server is not None:
+        key["server"] = f"{engine.server.url} {engine.server.model}"
+    return key
 
 
 def load(config: ModelConfig, hardware: HardwareConfig) -> BaseModel:
-    """Load a base, frozen and in evaluation mode.
+    """A base with its tokenizer; its weights too where this process computes with them.
 
     Raises:
         UserError: when it cannot be loaded.
     """
-    folder = folder_of(config)
+    weights = Weights(config, hardware)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(weights.folder, local_files_only=True)
     if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
         raise UserError(
             f"model {config.name}: the tokenizer has no "
             f"{'chat template' if tokenizer.chat_template is None else 'end-of-sequence token'}; "
             "an instruction-tuned model is needed"
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype_of(hardware), local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model {config.name} cannot be loaded from {folder}: {error}") from error
-    model.requires_grad_(False)
-    base_id = embedded.MODEL_ID if config.source is ModelSource.embedded else str(config.path)
+    if config.engine.name is EngineName.transformers:
+        log.debug("loaded %s", type(weights.model).__name__)
+    is_embedded = config.source is ModelSource.embedded
+    base_id = embedded.named(config.path).model_id if is_embedded else config.path
     return BaseModel(
-        model=model.eval().to(device_of(hardware)),
+        weights=weights,
         encoder=ChatEncoder(tokenizer),
         config=config,
         base_id=base_id,
@@ -234,25 +348,18 @@ class Models:
         if sha256 not in self._loaded:
             self._loaded[sha256] = load(config, self.hardware)
         shared = self._loaded[sha256]
-        _check_window(config, shared.model)
+        _check_window(config, shared.weights.sizes.window)
         return BaseModel(
-            model=shared.model,
+            weights=shared.weights,
             encoder=shared.encoder,
             config=config,
             base_id=shared.base_id,
             sha256=sha256,
         )
 
-    def policy(self, config: ModelConfig, adapter: Artifact | None) -> Generator:
-        """A sampler for the base, or for a merged copy of it and an adapter."""
+    def policy(self, config: ModelConfig, adapter: Artifact | None) -> Engine:
+        """What samples from the base, or from the base with an adapter."""
         base = self.base(config)
         if adapter is None:
             return base.generator()
-        from cai import adapters
-
-        folder = adapter.verified_folder() / "adapter"
-        tuned = adapters.load(base.model, folder, adapter=POLICY, base_sha256=base.sha256)
-        try:
-            return base.generator(adapters.merged_copy(tuned, POLICY))
-        finally:
-            tuned.unload()
+        return base.with_adapter(adapter.verified_folder() / "adapter")

@@ -12,7 +12,6 @@ quotation, open another option or announce a verdict; option letters are drawn p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,11 @@ LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """Option letters; vowels and Y are left out so that no two of them spell a word."""
 
 REVIEWER_SYSTEM = "You review an assistant's responses and improve them."
+CRITIQUE_REQUEST = "Critique request:"
+REVISION_REQUEST = "Revision request:"
+ONLY_RESPONSE = "Write only the new response to the person."
+SPEAKERS = {"user": "Person", "assistant": "Assistant"}
+"""How a transcript names the roles."""
 JUDGE_SYSTEM = "You compare two responses and choose one of them."
 
 
@@ -34,8 +38,7 @@ def quoted(text: str) -> str:
 
 def transcript(messages: Sequence[Message]) -> str:
     """A conversation as quoted text with one label per turn."""
-    labels = {"user": "Person", "assistant": "Assistant"}
-    return "\n".join(f"{labels[m.role]}:\n{quoted(m.content)}" for m in messages)
+    return "\n".join(f"{SPEAKERS[m.role]}:\n{quoted(m.content)}" for m in messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,17 @@ class RevisionExample:
     critique: str
     revision_request: str
     revision: str
+
+    def texts(self) -> tuple[str, ...]:
+        """Every text of it, each of which a model may repeat instead of answering."""
+        return (
+            self.prompt,
+            self.response,
+            self.critique_request,
+            self.critique,
+            self.revision_request,
+            self.revision,
+        )
 
 
 CRITIQUE_EXAMPLES = (
@@ -102,12 +116,16 @@ def revision_examples(num: int) -> tuple[RevisionExample, ...]:
 
 def _ask_critique(messages: Sequence[Message], response: str, request: str) -> Message:
     shown = transcript([*messages, Message(role="assistant", content=response)])
-    return Message(role="user", content=f"{shown}\n\nCritique request: {request}")
+    return Message(role="user", content=f"{shown}\n\n{CRITIQUE_REQUEST} {request}")
 
 
 def _ask_revision(request: str) -> Message:
-    content = f"Revision request: {request} Write only the new response to the person."
-    return Message(role="user", content=content)
+    return Message(role="user", content=f"{REVISION_REQUEST} {request} {ONLY_RESPONSE}")
+
+
+def _ask_direct(messages: Sequence[Message], response: str, request: str) -> Message:
+    shown = transcript([*messages, Message(role="assistant", content=response)])
+    return Message(role="user", content=f"{shown}\n\n{_ask_revision(request).content}")
 
 
 def _shots(examples: Sequence[RevisionExample]) -> list[Message]:
@@ -145,6 +163,23 @@ def revision_prompt(asked: Sequence[Message], *, critique: str, request: str) ->
     return [*asked, Message(role="assistant", content=critique), _ask_revision(request)]
 
 
+def direct_revision_prompt(
+    messages: Sequence[Message], response: str, *, request: str, num_few_shot: int
+) -> list[Message]:
+    """The revision's conversation without its critiques: the control (paper, fig. 7).
+
+    The worked examples are the same, their critique requests and critiques left out as well.
+    """
+    shown: list[Message] = []
+    for example in revision_examples(num_few_shot):
+        person = [Message(role="user", content=example.prompt)]
+        shown += [
+            _ask_direct(person, example.response, example.revision_request),
+            Message(role="assistant", content=example.revision),
+        ]
+    return [*shown, _ask_direct(messages, response, request)]
+
+
 def revision_wording() -> Sequence[object]:
     """All wording that asks for a critique and a revision, for a stage's digest."""
     person = [Message(role="user", content="1"), Message(role="assistant", content="2"),
@@ -154,35 +189,19 @@ def revision_wording() -> Sequence[object]:
     return REVIEWER_SYSTEM, *(message.content for message in prompt)
 
 
+def direct_revision_wording() -> Sequence[object]:
+    """All wording that asks for a revision without a critique, for a stage's digest."""
+    asked = [Message(role="user", content="1")]
+    num = len(CRITIQUE_EXAMPLES)
+    prompt = direct_revision_prompt(asked, "2", request="3", num_few_shot=num)
+    return REVIEWER_SYSTEM, *(message.content for message in prompt)
+
+
 def comparison_wording() -> Sequence[object]:
     """All wording that asks for a comparison, for a stage's digest."""
     options = (Option(letter="B", response="1"), Option(letter="C", response="2"))
     asked = comparison_question([Message(role="user", content="3")], options, question="4")
     return JUDGE_SYSTEM, asked.content, comparison_answer("B").content, LETTERS
-
-
-_LABEL = re.compile(
-    r"^(?:(?:sure|certainly|of course|okay|ok)[,!.:]?\s+)?"
-    r"(?:here(?:'s| is) (?:a|an|the|my)\b[^:\n]{0,40}\b(?:response|revision|version|answer|reply)"
-    r"|(?:the\s+)?(?:(?:new|revised|rewritten|improved)\s+)?(?:response|revision|version|answer)"
-    r"|assistant)\s*:\s*",
-    re.IGNORECASE,
-)
-_TAIL = re.compile(r"(?:\s|[\u2600-\u27bf\u2b50\ufe0f\u200d\U0001f000-\U0001faff]|[#*~^|]{3,})+$")
-
-
-def clean_revision(text: str) -> str:
-    """A sampled revision without quotation marks, announcements and trailing symbols.
-
-    "Here is a revised response:" and strings of emoji at the end are learned by the fine-tune
-    and lead to collapse later (2504.04918, Lee et al. 2023 strip them too).
-    """
-    lines = [line.removeprefix(QUOTE).removeprefix(">") for line in text.split("\n")]
-    text = _LABEL.sub("", "\n".join(lines).strip())
-    text = _TAIL.sub("", text)
-    if len(text) > 1 and text[0] == text[-1] == '"':
-        text = text[1:-1]
-    return text.strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,16 +5,15 @@ text was written by models and strangers. Text is made legible (`visible`), then
 autoescape), in one place: the environment's `finalize`. The only markup that passes is what
 `charts` made. Sections whose part of the story is missing are left out.
 
-Revisions are shown with word differences (difflib). Very long texts are cut with a count of what
+Revisions are shown with word differences. Very long texts are cut with a count of what
 is left out, so that one runaway response does not bury the page.
 """
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from cai.charts import (
     line_chart,
     num_not_finite,
 )
+from cai.feedback.measures import Group, Measures
 from cai.findings import findings, key_metrics
 from cai.statistics import Estimate
 from cai.story import (
@@ -47,26 +47,21 @@ from cai.story import (
     visible,
 )
 from cai.types import Prompt, RevisionChain, RevisionOutcome, RevisionStep
+from cai.word_diff import DiffPart, word_diff
 
 MAX_CHARACTERS = 6000
 """Of one text on the page."""
-MAX_DIFF_WORDS = 1500
-"""difflib takes quadratic time; longer texts are shown without marks."""
 
 _TOLD = {
     RevisionOutcome.revised: "Revision",
+    RevisionOutcome.shortened: "Revision, cut back to whole sentences",
     RevisionOutcome.unchanged: "Revision: the response is repeated unchanged",
-    RevisionOutcome.empty_revision: "Revision: nothing was written, the response before it is kept",
+    RevisionOutcome.copied: "Revision: the prompt, the critique or a request copied; not used",
+    RevisionOutcome.malformed: "Revision: malformed; not used",
+    RevisionOutcome.truncated: "Revision: cut off too early; not used",
+    RevisionOutcome.empty_revision: "Revision: nothing was written; not used",
     RevisionOutcome.too_long: "No critique: the conversation did not fit the context",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiffPart:
-    """A stretch of words: `same`, `ins` or `del`."""
-
-    kind: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +103,24 @@ class _Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _GroupTable:
+    caption: str
+    column: str
+    rows: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FeedbackView:
+    rates: list[tuple[str, Estimate]]
+    numbers: list[tuple[str, str, float]]
+    """Name, how to read it, value."""
+    counts: list[tuple[str, int, int]]
+    """Name, number, of how many."""
+    positions: str
+    groups: list[_GroupTable]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Charts:
     sl_policy: tuple[_Figure, ...]
     feedback: tuple[_Figure, ...]
@@ -136,68 +149,13 @@ def render_report(story: RunStory) -> str:
             outcome_names=_outcome_names(story),
             chains=_chains(story),
             charts=_charts(story),
-            feedback_rows=_feedback_rows(story.feedback),
+            feedback=_feedback_view(story.feedback),
             preference_rows=_preference_rows(story.preference_model),
             has_scores=_has_scores(story.evaluation),
             principle_columns=columns,
             reproduce_facts=_reproduce_facts(story),
         )
     )
-
-
-def word_diff(before: str, after: str) -> tuple[DiffPart, ...]:
-    """Word-level differences; texts too long for difflib come back as one unmarked part.
-
-    White space before a change is outside of it, and removed words are set apart from added ones:
-    marks then hold words only.
-    """
-    old, new = _words(before), _words(after)
-    if max(len(old), len(new)) > MAX_DIFF_WORDS:
-        return (DiffPart(kind="same", text=after),)
-    parts: list[DiffPart] = []
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    for same, a0, a1, b0, b1 in _without_scraps(matcher.get_opcodes()):
-        removed, added = "".join(old[a0:a1]), "".join(new[b0:b1])
-        if same:
-            parts.append(DiffPart(kind="same", text=added))
-            continue
-        bare_removed, bare_added = removed.lstrip(), added.lstrip()
-        whole, bare = (added, bare_added) if added else (removed, bare_removed)
-        gap = "\n" if "\n" in bare_removed + bare_added else " "
-        parts += [
-            DiffPart(kind="same", text=whole[: len(whole) - len(bare)]),
-            DiffPart(kind="del", text=bare_removed),
-            DiffPart(kind="same", text=gap if bare_removed and bare_added else ""),
-            DiffPart(kind="ins", text=bare_added),
-        ]
-    return tuple(part for part in parts if part.text)
-
-
-def _without_scraps(
-    opcodes: Sequence[tuple[str, int, int, int, int]],
-) -> list[tuple[bool, int, int, int, int]]:
-    """Opcodes as (same, a0, a1, b0, b1), where words kept by accident are part of a change.
-
-    A kept stretch that is no longer than the change on either side of it is scrap: a rewritten
-    paragraph that shares only "the" and "a day" reads better as one removal and one addition. The
-    rule is the semantic clean-up of google/diff-match-patch (Fraser).
-    """
-    merged = [(tag == "equal", a0, a1, b0, b1) for tag, a0, a1, b0, b1 in opcodes]
-    place = 1
-    while place < len(merged) - 1:
-        before, kept, after = merged[place - 1 : place + 2]
-        sides = (max(op[2] - op[1], op[4] - op[3]) for op in (before, after))
-        if kept[0] and not before[0] and not after[0] and kept[2] - kept[1] <= min(sides):
-            merged[place - 1 : place + 2] = [(False, before[1], after[2], before[3], after[4])]
-            place = max(1, place - 2)
-        else:
-            place += 1
-    return merged
-
-
-def _words(text: str) -> list[str]:
-    """Words with the white space before them, so that a changed phrase is one stretch."""
-    return re.findall(r"\s*\S+|\s+", text)
 
 
 @functools.cache
@@ -305,7 +263,7 @@ def _chain_view(chain: RevisionChain, principles: dict[str, str]) -> _ChainView:
 
 
 def _step_view(step: RevisionStep, before: str, principles: dict[str, str]) -> _StepView:
-    changed = step.outcome is RevisionOutcome.revised
+    changed = step.outcome.accepted
     return _StepView(
         step=step.step,
         principle_id=step.principle_id,
@@ -316,16 +274,62 @@ def _step_view(step: RevisionStep, before: str, principles: dict[str, str]) -> _
     )
 
 
-def _feedback_rows(feedback: FeedbackStory | None) -> list[tuple[str, Estimate]]:
+def _feedback_view(feedback: FeedbackStory | None) -> _FeedbackView | None:
     if feedback is None:
-        return []
-    rows = [
-        ("Accuracy on the constitution's tests (chance 0.5)", feedback.accuracy),
-        ("Taking the longer response instead, same tests", feedback.longer_wins),
-        ("Tests where both orders prefer the same position", feedback.same_position_rate),
-        ("Comparisons where the two orders disagree", feedback.flip_rate),
+        return None
+    measured, compared = feedback.measured, feedback.comparisons
+    rates = [
+        ("Accuracy (chance 0.5)", measured.accuracy),
+        ("Taking the longer response instead, same pairs", measured.longer_wins),
+        ("Questions where both orders prefer the same position", measured.same_position_rate),
+        ("Pairs whose label changes with the order", measured.flip_rate),
+        (
+            "Comparisons of this run whose label changes with the order",
+            compared.flip_rate if compared else None,
+        ),
     ]
-    return [(name, value) for name, value in rows if value is not None]
+    numbers = [
+        ("Expected calibration error", "", measured.calibration_error),
+        ("Brier score", "(0.25 for always saying 0.5)", measured.brier),
+        ("Agreement of the members, kappa", "(0: independent, 1: the same)", measured.kappa),
+    ]
+    counts = [
+        (f"Labelled pairs not judged: {label(reason)}", num, measured.num_pairs)
+        for reason, num in measured.unjudged.items()
+    ]
+    counts += [
+        (f"Comparisons of this run not judged: {label(reason)}", num, compared.num)
+        for reason, num in (compared.unjudged.items() if compared else ())
+    ]
+    groups = [
+        _GroupTable(caption="By principle", column="Principle", rows=measured.by_principle),
+        _GroupTable(
+            caption="By length: is the better response shorter, longer, or equal within 10 %?",
+            column="Length",
+            rows=tuple(
+                dataclasses.replace(group, name=label(group.name)) for group in measured.by_length
+            ),
+        ),
+    ]
+    return _FeedbackView(
+        rates=[(name, value) for name, value in rates if value is not None],
+        numbers=[(name, note, value) for name, note, value in numbers if value is not None],
+        counts=counts,
+        positions=_positions(measured),
+        groups=[table for table in groups if table.rows],
+    )
+
+
+def _positions(measured: Measures) -> str:
+    """Why the position rates are what they are, where they say nothing about a bias."""
+    if measured.side_by_side is False:
+        return (
+            "Nothing is shown side by side by this method, so there is no position that it could "
+            "follow: the rates of positions are 0."
+        )
+    if measured.side_by_side and measured.same_position_rate is None:
+        return "Only one order of each pair was asked, so a liking for a position cannot be seen."
+    return ""
 
 
 def _preference_rows(model: PreferenceModelStory | None) -> list[tuple[str, Estimate]]:
@@ -357,7 +361,7 @@ def _principle_columns(constitution: ConstitutionStory | None) -> list[_Column]:
         ("Revision rate", tuple(row.revision_rate for row in rows)),
         ("Label decisiveness", tuple(row.decisiveness for row in rows)),
         ("Flip rate", tuple(row.flip_rate for row in rows)),
-        ("Test accuracy", tuple(row.test_accuracy for row in rows)),
+        ("Feedback accuracy", tuple(row.test_accuracy for row in rows)),
     ]
     columns = [
         *(_Column(title=title, cells=cells, estimates=False) for title, cells in counts),
@@ -370,7 +374,7 @@ def _charts(story: RunStory) -> _Charts:
     feedback, model = story.feedback, story.preference_model
     return _Charts(
         sl_policy=_curves(story.sl_policy.curves if story.sl_policy else (), "sl"),
-        feedback=_feedback_figures(feedback, story.constitution) if feedback else (),
+        feedback=_feedback_figures(feedback) if feedback else (),
         preference_model=_preference_figures(model) if model else (),
         ppo=_curves(story.ppo.curves if story.ppo else (), "ppo"),
         evaluation=_evaluation_figures(story.evaluation) if story.evaluation else (),
@@ -393,30 +397,31 @@ def _drawn(title: str, note: str, chart: Chart | None) -> tuple[_Figure, ...]:
     return (_Figure(title=title, note=note, chart=chart),) if chart else ()
 
 
-def _feedback_figures(
-    feedback: FeedbackStory, constitution: ConstitutionStory | None
-) -> tuple[_Figure, ...]:
+def _feedback_figures(feedback: FeedbackStory) -> tuple[_Figure, ...]:
     tested = [
-        IntervalRow(name=principle.id, estimate=principle.test_accuracy)
-        for principle in (constitution.principles if constitution else ())
-        if principle.test_accuracy is not None
+        IntervalRow(name=group.name, estimate=group.accuracy)
+        for group in feedback.measured.by_principle
+        if group.accuracy is not None
     ]
     reliability = calibration_chart(
-        feedback.bins, key="feedback-bins", x_label="stated confidence", y_label="share correct"
+        feedback.measured.bins,
+        key="feedback-bins",
+        x_label="stated confidence",
+        y_label="share correct",
     )
     labels = histogram(
-        feedback.label_probabilities,
+        feedback.comparisons.label_probabilities if feedback.comparisons else (),
         key="feedback-labels",
         x_label="P(response a preferred)",
         y_label="comparisons",
     )
     by_principle = interval_chart(
-        tested, key="feedback-principles", x_label="accuracy on its tests", reference=0.5
+        tested, key="feedback-principles", x_label="accuracy on its pairs", reference=0.5
     )
     return (
         *_drawn(
             "Reliability of the feedback",
-            "On the dotted line, stated confidence is what comes true. Numbers are tests per bin.",
+            "On the dotted line, stated confidence is what comes true. Numbers are pairs per bin.",
             reliability,
         ),
         *_drawn(

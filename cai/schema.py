@@ -27,6 +27,7 @@ from cai.config import (
     Config,
     ConstitutionConfig,
     DataConfig,
+    EvaluateConfig,
     EvaluationConfig,
     HardwareConfig,
     LoggerConfig,
@@ -47,7 +48,7 @@ from cai.feedback_config import (
     ScoreConfig,
     TunedConfig,
 )
-from cai.model_config import ModelConfig
+from cai.model_config import EngineConfig, ModelConfig, ServerConfig
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
@@ -59,7 +60,11 @@ SECTIONS: dict[str, type] = {
 }
 """Config group -> its type."""
 
-PHASES: dict[str, type[PhaseConfig]] = {"sl_cai": SLCAIConfig, "rlaif": RLAIFConfig}
+PHASES: dict[str, type[PhaseConfig]] = {
+    "sl_cai": SLCAIConfig,
+    "rlaif": RLAIFConfig,
+    "evaluate": EvaluateConfig,
+}
 """Option of group `phase` -> its type."""
 
 FEEDBACK: dict[str, type[FeedbackConfig]] = {
@@ -73,6 +78,9 @@ FEEDBACK: dict[str, type[FeedbackConfig]] = {
     "ensemble": EnsembleConfig,
 }
 """Option of group `feedback` -> its type."""
+
+PARTS: dict[str, type] = {"engine": EngineConfig, "server": ServerConfig}
+"""Group whose options are parts of other sections, e.g. `engine@model.engine` -> its type."""
 
 RUN_GROUPS = ("experiment", "sweeps", "debug")
 """Groups whose options set values of other sections."""
@@ -190,6 +198,8 @@ def _register() -> None:
         store(group="schema/phase", name=name, node=kind)
     for name, kind in FEEDBACK.items():
         store(group="schema/feedback", name=name, node=kind)
+    for name, kind in PARTS.items():
+        store(group="schema", name=name, node=kind)
 
     OmegaConf.clear_resolver("oc.env")
     register = OmegaConf.register_new_resolver

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ import torch
 import transformers
 import yaml
 
-from cai import account, constitution, paths
+from cai import account, constitution, embedded, paths
 from cai.artifacts import Store, write_atomically
-from cai.config import Config, RLAIFConfig, SLCAIConfig
+from cai.chapters import Outputs
+from cai.choices import ModelSource
+from cai.config import Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.constitution import Constitution
 from cai.context import RunContext, versions
 from cai.errors import UserError
 from cai.job import Job
+from cai.model_config import ModelConfig
 from cai.models import Models, dtype_of
-from cai.phases import rlaif, sl_cai
+from cai.phases import evaluate, rlaif, sl_cai
 from cai.plan import plan_text
 from cai.report import write_report
 from cai.summary import terminal_summary
@@ -49,6 +53,9 @@ def execute(config: Config, job: Job) -> float | None:
         UserError: for everything that the user can put right.
     """
     _set_up(config)
+    for role in _roles(config):
+        if role.source is ModelSource.embedded:
+            embedded.made(embedded.named(role.path))
     job = dataclasses.replace(job, command=str(config_record(job.command)))
     document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
     if config.plan:
@@ -94,7 +101,7 @@ def _execute(config: Config, job: Job, document: Constitution) -> float | None:
         seconds = time.monotonic() - started
         told = account.tell(config, job, context, outputs, started=when, seconds=seconds)
         _publish(told, run_dir, tracker)
-        status = "done"
+        status = "done" if told.stop is None else "failed"
         print(
             terminal_summary(
                 told.story,
@@ -103,11 +110,25 @@ def _execute(config: Config, job: Job, document: Constitution) -> float | None:
                 encoding=sys.stdout.encoding,
             )
         )
+        if told.stop is not None:
+            raise UserError(told.stop)
         return told.objective
     finally:
         tracker.close(0 if status == "done" else 1)
         if context is not None:
             _write_manifest(context, job, run_dir, status=status, started=when)
+
+
+def _roles(section: object) -> Iterator[ModelConfig]:
+    """Every model that a section or its parts name."""
+    if isinstance(section, ModelConfig):
+        yield section
+    elif isinstance(section, dict):
+        for value in section.values():
+            yield from _roles(value)
+    elif dataclasses.is_dataclass(section):
+        for item in dataclasses.fields(section):
+            yield from _roles(getattr(section, item.name))
 
 
 def _set_up(config: Config) -> None:
@@ -138,7 +159,7 @@ def _context(config: Config, job: Job, document: Constitution, tracker: Tracker)
     )
 
 
-def _run_phase(config: Config, context: RunContext) -> sl_cai.Outputs | rlaif.Outputs:
+def _run_phase(config: Config, context: RunContext) -> Outputs:
     inputs = sl_cai.Inputs(
         model=config.model,
         principles=config.constitution.sampling,
@@ -152,6 +173,8 @@ def _run_phase(config: Config, context: RunContext) -> sl_cai.Outputs | rlaif.Ou
             return rlaif.run(config.phase, inputs, context)
         case SLCAIConfig():
             return sl_cai.run(config.phase, inputs, context)
+        case EvaluateConfig():
+            return evaluate.run(config.phase, inputs, context)
         case _:
             raise AssertionError(f"no phase for {type(config.phase).__name__}")
 
@@ -172,7 +195,8 @@ def _publish(told: account.Account, run_dir: Path, tracker: RunTracker) -> None:
     _write(run_dir / "metrics.json", json.dumps(told.metrics, indent=1, allow_nan=False) + "\n")
     write_report(told.story, run_dir / "report.html")
     tracker.summary(told.metrics)
-    tracker.table("samples", told.sample_columns, told.sample_rows)
+    for name, table in told.tables.items():
+        tracker.table(name, table.columns, table.rows)
     for artifact in told.adapters:
         tracker.artifact(f"{artifact.stage}-{artifact.digest[:16]}", "adapter", artifact.folder)
 

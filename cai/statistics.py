@@ -122,12 +122,14 @@ def paired_bootstrap_difference(
     return bootstrap_mean(difference.tolist(), num_resamples=num_resamples, seed=seed)
 
 
-def proportion_difference(successes: int, baseline_successes: int, *, num: int) -> Estimate | None:
+def proportion_difference(
+    successes: float, baseline_successes: float, *, num: int
+) -> Estimate | None:
     """Difference of two proportions over `num` prompts each, with Newcombe's interval.
 
     Wilson intervals of both proportions put together (Newcombe 1998, method 10). It is never of
     width 0, as a bootstrap of equal outcomes is; the same prompts in both make it too wide rather
-    than too narrow.
+    than too narrow. Successes may be fractional (a tie counts half).
     """
     after, before = wilson_interval(successes, num), wilson_interval(baseline_successes, num)
     if after is None or before is None:

@@ -13,6 +13,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cai.acceptance import CommonTail
+from cai.critique_story import CritiqueStory
+from cai.feedback.attacks import AttackResult
+from cai.feedback.gate import GateResult
+from cai.feedback.measures import Measures
 from cai.statistics import CalibrationBin, Estimate
 from cai.types import Prompt, RevisionChain
 
@@ -20,7 +25,14 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_LABELS = {"sl_cai": "SL-CAI", "rl_cai": "RL-CAI", "rlaif": "RLAIF", "rlhf": "RLHF", "dpo": "DPO"}
+_LABELS = {
+    "sl_cai": "SL-CAI",
+    "rl_cai": "RL-CAI",
+    "rlaif": "RLAIF",
+    "rlhf": "RLHF",
+    "dpo": "DPO",
+    "evaluate": "Evaluation",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +79,7 @@ class PrincipleStory:
     flip_rate: Estimate | None = None
     """Share of its comparisons where the two presentation orders disagree."""
     test_accuracy: Estimate | None = None
-    """Feedback model on this principle's own tests."""
+    """The feedback on the labelled pairs that were judged under it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +100,8 @@ class RevisionsStory:
     """Counts by `RevisionOutcome`, one entry per step."""
     mean_words: tuple[float, ...] = ()
     """Of the drafts, then of the responses after each step."""
+    tail: CommonTail | None = None
+    """The ending that the accepted revisions of most prompts share."""
     chains: tuple[RevisionChain, ...] = ()
     """Examples."""
 
@@ -128,23 +142,34 @@ class SLPolicyStory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackStory:
-    """How good the feedback model's labels are, and what they look like."""
+    """How good the feedback is on labelled pairs, and what its labels look like."""
 
-    num_comparisons: int
-    """Pairs put to it, those without a label included."""
+    method: str
+    """E.g. `multiple_choice`."""
+    source: str
+    """The labelled pairs, e.g. `the constitution's own tests`, or a file's name."""
+    note: str
+    """What they are and what they are judged under."""
+    measured: Measures
+    """On the labelled pairs."""
+    gates: tuple[GateResult, ...] = ()
+    """Those that are not off."""
+    comparisons: ComparisonsStory | None = None
+    """None where nothing is trained on its labels."""
+    attacks: AttackResult | None = None
+    """None unless attacks on the judge were asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonsStory:
+    """The labels that the preference model learns from."""
+
+    num: int
+    """Pairs put to the feedback, those without a label included."""
     unjudged: dict[str, int]
     """Pairs without a label, by reason."""
-    accuracy: Estimate | None = None
-    """On the constitution's own tests, both orders averaged."""
-    longer_wins: Estimate | None = None
-    """What always taking the longer response gets on the same tests."""
-    same_position_rate: Estimate | None = None
-    """Share of the tests where both orders prefer the same position."""
     flip_rate: Estimate | None = None
-    """Share of the run's comparisons where the two orders disagree."""
-    calibration_error: float | None = None
-    brier: float | None = None
-    bins: tuple[CalibrationBin, ...] = ()
+    """Share of them whose label changes its side with the order of presentation."""
     label_probabilities: tuple[float, ...] = ()
     """P(a preferred) of every label."""
 
@@ -265,6 +290,7 @@ class RunStory:
     """Known limits of the method and measures."""
     constitution: ConstitutionStory | None = None
     revisions: RevisionsStory | None = None
+    critique: CritiqueStory | None = None
     sl_policy: SLPolicyStory | None = None
     feedback: FeedbackStory | None = None
     preference_model: PreferenceModelStory | None = None

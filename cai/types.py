@@ -94,15 +94,32 @@ class Response:
 
 
 class RevisionOutcome(StrEnum):
-    """What a revision step did; anything but `revised` is counted and reported."""
+    """What a revision step did, by the rules of `cai.acceptance`; counted and reported.
+
+    Only an accepted revision becomes the response and an example of the fine-tune; after any other
+    outcome the response before the step is kept, and the step teaches nothing.
+    """
 
     revised = "revised"
+    shortened = "shortened"
+    """Cut at the token limit, then back to its last full sentence."""
     unchanged = "unchanged"
-    """The revision repeats the response: the critique found nothing, or the model did nothing."""
+    """The response repeated: the critique found nothing, or the model did nothing."""
+    copied = "copied"
+    """The prompt, the critique, a request or a worked example repeated."""
+    malformed = "malformed"
+    """Our own markers, another turn, symbols only, or one sentence over and over."""
+    truncated = "truncated"
+    """Cut at the token limit, with too little left in whole sentences."""
     empty_revision = "empty_revision"
-    """Nothing was sampled; the response before it is kept."""
+    """Nothing was written, or nothing but an announcement."""
     too_long = "too_long"
-    """The prompt of this step did not fit the context; the response before it is kept."""
+    """The prompt of this step did not fit the context."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the revision is used."""
+        return self in (RevisionOutcome.revised, RevisionOutcome.shortened)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +134,7 @@ class RevisionStep:
     revision: Sample | None
     outcome: RevisionOutcome
     response: str
-    """The response after this step: the cleaned revision, or the response before it."""
+    """After this step: the cleaned, perhaps shortened revision, or the response before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +219,100 @@ class FeedbackCheck:
     """`<principle>-<index>`, or the row's id in its file."""
     comparison: Comparison
     """Response a is the better one by the label."""
+
+
+class AttackKind(StrEnum):
+    """How a response works on its judge."""
+
+    instruct_judge = "instruct_judge"
+    """Asks, orders, bribes or threatens."""
+    forged_verdict = "forged_verdict"
+    forged_option = "forged_option"
+    """Another option, another turn, another principle."""
+    close_quotation = "close_quotation"
+    control_tokens = "control_tokens"
+    homoglyphs = "homoglyphs"
+    zero_width = "zero_width"
+    """Invisible characters: zero-width, bidirectional, tags, soft hyphens."""
+    very_long = "very_long"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackCheck:
+    """The feedback on one pair without and with an attack in the worse response, which is b."""
+
+    name: str
+    kind: AttackKind
+    plain: Comparison
+    attacked: Comparison
+
+
+class ControlArm(StrEnum):
+    """What is done with a draft on a held-out prompt, to see whether critiques do anything."""
+
+    draft = "draft"
+    """Nothing."""
+    critiqued = "critiqued"
+    """One critique-revision step under a drawn principle."""
+    uncritiqued = "uncritiqued"
+    """The same request for a revision, without a critique before it."""
+    resampled = "resampled"
+    """The same prompt sampled again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlText:
+    """What one arm hands on."""
+
+    arm: ControlArm
+    sample: Sample | None
+    """As sampled; None where the prompt did not fit the context."""
+    outcome: RevisionOutcome | None
+    """Of a revision; None for the draft and for what is sampled again."""
+    response: str
+    """What is compared: an accepted revision, otherwise the draft. Every arm's text that ran into
+    the token limit is cut back to whole sentences where that is possible."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CritiqueControl:
+    """One held-out prompt in every arm, under one drawn principle."""
+
+    prompt: Prompt
+    principle_id: str
+    critique: Sample | None
+    texts: tuple[ControlText, ...]
+    """One per arm, in the order of `ControlArm`."""
+
+    def text(self, arm: ControlArm) -> ControlText:
+        """One arm's."""
+        return next(text for text in self.texts if text.arm is arm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlComparison:
+    """The feedback's preference between the critiqued revision (a) and another arm (b)."""
+
+    against: ControlArm
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Features of a labelled pair, float32 as base64, little-endian."""
+
+    name: str
+    key: str
+    """Identifies conversation and responses (`cai/feedback/tuned.py`)."""
+    group: str
+    """Pairs of one group are held out together."""
+    better: str
+    """(2 d,)."""
+    worse: str
+    context: str
+    """(d,), before the response."""
+    principle: str
+    """(d,), of the question that the pair is labelled by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

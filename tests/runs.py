@@ -97,7 +97,7 @@ def run(folder: Path, *arguments: str, fault: str | None = None, **environment: 
 
 def tiny_arguments(model: Path, phase: str = "rlaif") -> list[str]:
     """Settings of a run in seconds: the tiny random model in every role."""
-    roles = ["critique_models.main"] + (["feedback_model"] if phase == "rlaif" else [])
+    roles = ["feedback_model"] + ([] if phase == "evaluate" else ["critique_models.main"])
     arguments = [
         f"phase={phase}",
         "constitution=medical",

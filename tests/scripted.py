@@ -19,11 +19,13 @@ class ScriptedGenerator:
         answers: Sequence[str] | Callable[[str], str] = (),
         *,
         logprobs: Callable[[str], dict[str, float]] | None = None,
+        scores: Callable[[str, str], float] | None = None,
         max_context: int = 100_000,
     ) -> None:
         self.encoder = encoder
         self.answers = answers if callable(answers) else iter(list(answers))
         self.logprobs = logprobs
+        self.scores = scores
         self.max_context = max_context
         self.prompts: list[str] = []
         self.seeds: list[int] = []
@@ -44,7 +46,9 @@ class ScriptedGenerator:
             sampled.append(Tokens(ids=tuple(ids), logprob=-1.0, finished=True))
         return sampled
 
-    def next_token_logprobs(self, prompts: Sequence[list[int]]) -> torch.Tensor:
+    def next_token_logprobs(
+        self, prompts: Sequence[list[int]], *, candidates: Sequence[int] | None = None
+    ) -> torch.Tensor:
         assert self.logprobs is not None
         rows = []
         for prompt in prompts:
@@ -55,3 +59,14 @@ class ScriptedGenerator:
                 row[self.encoder.text_ids(letter)[0]] = value
             rows.append(row)
         return torch.stack(rows)
+
+    def score(
+        self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]
+    ) -> list[float]:
+        assert self.scores is not None
+        texts = [self.encoder.tokenizer.decode(prompt) for prompt in prompts]
+        self.prompts += texts
+        return [
+            self.scores(text, self.encoder.decode(ids))
+            for text, ids in zip(texts, continuations, strict=True)
+        ]

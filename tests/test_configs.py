@@ -11,11 +11,22 @@ from omegaconf import DictConfig, OmegaConf
 from cai import paths
 from cai.config import Config, RLAIFConfig, SLCAIConfig
 from cai.errors import ConfigError
-from cai.schema import FEEDBACK, PHASES, RUN_GROUPS, SECTIONS, options, to_config
+from cai.model_config import ServerConfig
+from cai.schema import FEEDBACK, PARTS, PHASES, RUN_GROUPS, SECTIONS, options, to_config
 
 GROUPS = (*SECTIONS, "phase", "feedback", *RUN_GROUPS)
-NEEDED = {("model", "local"): ["model.path=/models/mine"]}
+SERVED = ["feedback=endpoint", "feedback.server.model=m"]
+PRICES = ["feedback.server.price_input=1", "feedback.server.price_output=2"]
+NEEDED = {
+    ("model", "local"): ["model.path=/models/mine"],
+    ("feedback", "endpoint"): SERVED,
+    ("server", "local"): SERVED,
+    ("server", "openai"): [*SERVED, *PRICES],
+    ("engine", "endpoint"): ["phase.feedback_model.engine.server.model=m"],
+}
 """Settings that an option cannot do without."""
+PLACES = {"engine": "phase.feedback_model.engine", "server": "feedback.server"}
+"""Where a part of other sections is chosen."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,13 +55,54 @@ def test_every_option_composes_into_dataclasses(group, option):
     assert all(type(vars_of(config)[name]) is kind for name, kind in SECTIONS.items())
 
 
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group in PARTS for option in options(group)]
+)
+@pytest.mark.parametrize("phase", ["rlaif", "evaluate"])
+def test_every_option_of_a_part_composes_where_it_belongs(group, option, phase):
+    place = PLACES[group]
+    chosen = config_of(
+        f"phase={phase}", f"{group}@{place}={option}", *NEEDED.get((group, option), [])
+    )
+    part: object = chosen
+    for name in place.split("."):
+        part = getattr(part, name)
+    assert type(part) is PARTS[group]
+    assert isinstance(part, ServerConfig) or part.name == option
+
+
+def test_a_server_may_have_every_role_but_the_trained_policy():
+    place = "phase.critique_models.main.engine"
+    config = config_of(f"engine@{place}=endpoint", f"{place}.server.model=m")
+    assert config.phase.critique_models["main"].engine.server.model == "m"
+    assert config.model.engine.name == config.phase.feedback_model.engine.name == "transformers"
+    with pytest.raises(ConfigError, match="cannot take the adapters"):
+        config_of("engine@model.engine=endpoint", "model.engine.server.model=m")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("feedback.server.url=http://me:hunter2@host/v1", "must hold no password"),
+        ("feedback.server.url='http://host/v1?k=hunter2'", "must hold no password"),
+        ("feedback.server.key_env=sk-hunter2", "name of an environment variable"),
+        ("feedback.server.url=host:8000", "must begin with http"),
+        ("feedback.server.num_parallel=0", "num_parallel must be above 0"),
+    ],
+)
+def test_a_server_s_settings_hold_no_secret(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        config_of(*SERVED, override)
+    assert "hunter2" not in str(caught.value)
+
+
 def vars_of(config: Config) -> dict[str, object]:
     return {name: getattr(config, name) for name in SECTIONS}
 
 
 def test_every_group_of_conf_is_tested():
     folders = {path.name for path in paths.CONF.iterdir() if path.is_dir()} - {"hydra"}
-    assert folders == set(GROUPS)
+    assert folders == {*GROUPS, *PARTS}
 
 
 @pytest.mark.parametrize("group", ["model", "constitution", "phase", "data", "hardware"])
@@ -89,6 +141,7 @@ def test_every_domain_has_its_prompts():
 def test_debug_tiny_makes_every_phase_smaller(phase):
     tiny, full = config_of("debug=tiny", f"phase={phase}"), config_of(f"phase={phase}")
     assert tiny.evaluation.sampling.max_new_tokens < full.evaluation.sampling.max_new_tokens
+    assert tiny.evaluation.num_feedback_tests < full.evaluation.num_feedback_tests
     if isinstance(tiny.phase, SLCAIConfig):
         assert tiny.phase.prompts.num_red_team < full.phase.prompts.num_red_team
     if isinstance(tiny.phase, RLAIFConfig):
@@ -124,8 +177,10 @@ def test_an_override_of_one_role_leaves_the_others_alone():
     assert config.model.max_context != 99
 
 
-def test_the_critique_model_is_a_role_of_both_phases():
-    for phase in options("phase"):
+def test_the_critique_model_is_a_role_of_both_training_phases():
+    training = [name for name, kind in PHASES.items() if issubclass(kind, SLCAIConfig)]
+    assert training == ["sl_cai", "rlaif"]
+    for phase in training:
         config = config_of(f"phase={phase}", "model@phase.critique_models.main=qwen3_4b")
         assert config.phase.critique_models["main"].source == "hub"
 
@@ -160,7 +215,7 @@ def test_a_range_error_names_the_whole_key():
         "phase.drafts.shard_size=0": "phase.drafts.shard_size must be above 0",
         "phase.pairs.sampling.temperature=0": "phase.pairs.sampling.temperature must be above 0",
         "phase.feedback_model.lora.rank=0": "phase.feedback_model.lora.rank must be above 0",
-        "model.path=x": "model.path must be null for source=embedded",
+        "model.path=x": "model.path must be one of smollm2_135m, qwen2_5_0_5b",
         "data.evaluation_frac=2": "data.evaluation_frac must be between 0 and 1",
         "seed=-1": "seed must be in",
     }

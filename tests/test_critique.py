@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
-from cai.choices import PrincipleSampling
+from cai.choices import PrincipleSampling, RevisionsUsed
 from cai.config import RevisionsConfig, SamplingConfig
 from cai.constitution import Constitution
 from cai.critique import Reviser
-from cai.prompts import CRITIQUE_EXAMPLES, NO_OP, clean_revision, revision_examples
+from cai.generation import Tokens
+from cai.prompts import CRITIQUE_EXAMPLES, NO_OP, revision_examples
+from cai.stages import training
 from cai.tokens import ChatEncoder
 from cai.types import (
     Message,
@@ -23,6 +27,19 @@ from tests.conftest import byte_tokenizer
 from tests.scripted import ScriptedGenerator
 
 ENCODER = ChatEncoder(byte_tokenizer())
+
+
+class Cut(ScriptedGenerator):
+    """An answer that ends in `~` was cut there at the token limit."""
+
+    def sample(self, prompts: Sequence[list[int]], **settings: Any) -> list[Tokens]:
+        tilde = ENCODER.text_ids("~")[0]
+        return [
+            replace(tokens, ids=tokens.ids[:-2], finished=False)
+            if tokens.ids[-2:-1] == (tilde,)
+            else tokens
+            for tokens in super().sample(prompts, **settings)
+        ]
 
 
 def draft(text: str = "first answer", number: int = 0) -> Response:
@@ -94,15 +111,70 @@ def test_principles_are_drawn_per_step_with_replacement(medical: Constitution) -
         (["fine", "first answer"], RevisionOutcome.unchanged, "first answer"),
         (["bad", ""], RevisionOutcome.empty_revision, "first answer"),
         (["bad", "Here is the revised response: better"], RevisionOutcome.revised, "better"),
+        (["It is bad."] * 2, RevisionOutcome.copied, "first answer"),
+        (["bad", "PROMPT"], RevisionOutcome.copied, "first answer"),
+        (["bad", CRITIQUE_EXAMPLES[NO_OP].revision], RevisionOutcome.copied, "first answer"),
+        (["bad", "Revision request: no"], RevisionOutcome.malformed, "first answer"),
+        (["bad", "One. Two and~"], RevisionOutcome.truncated, "first answer"),
+        (["bad", "One two. Three~"], RevisionOutcome.shortened, "One two."),
     ],
 )
 def test_outcomes_are_counted_and_keep_the_response(
     medical: Constitution, answers: list[str], outcome: RevisionOutcome, kept: str
 ) -> None:
-    generator = ScriptedGenerator(ENCODER, answers)
+    generator = Cut(ENCODER, answers)
     (chain,) = reviser(generator, medical, num_revisions=1).revise([draft()], lambda _: None)
     assert chain.steps[0].outcome is outcome
     assert chain.steps[0].response == kept
+
+
+@pytest.mark.parametrize("form", ["principle", "critique", "revise"])
+def test_a_principle_is_not_a_revision(medical: Constitution, form: str) -> None:
+    texts = iter(range(99))
+
+    def answer(asked: str) -> str:
+        if "Revision request:" not in asked.rpartition("<|user|>")[2]:
+            return f"critique number {next(texts)}"
+        (own,) = (p for p in medical.principles if p.revise in asked)
+        return getattr(own, form)
+
+    chains = reviser(ScriptedGenerator(ENCODER, answer), medical).revise(
+        [draft(number=i) for i in range(4)], lambda _: None
+    )
+    assert {step.outcome for chain in chains for step in chain.steps} == {RevisionOutcome.copied}
+
+
+def test_a_step_that_is_not_used_hands_on_the_response_before_it(medical: Constitution) -> None:
+    generator = Cut(ENCODER, ["c1", "better", "c2", "Critique request:", "c3", "First answer!"])
+    (chain,) = reviser(generator, medical, num_revisions=3).revise([draft()], lambda _: None)
+    assert [step.outcome for step in chain.steps] == ["revised", "malformed", "unchanged"]
+    assert [step.response for step in chain.steps] == ["better"] * 3
+    assert "better" in generator.prompts[4]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What `revision_examples` asks of a model."""
+
+    encoder: ChatEncoder = ENCODER
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self.encoder.conversation(messages)
+
+
+def test_only_accepted_revisions_are_taught(medical: Constitution) -> None:
+    answers = ["bad", "One two. Three~", "bad", "Better answer", "bad", "Response (B): no"]
+    answers += ["bad", "", "bad", "One two", "bad", "Better and~"]
+    chains = reviser(Cut(ENCODER, answers), medical, num_revisions=6).revise(
+        [draft()], lambda _: None
+    )
+    examples = training.revision_examples(Base(), chains, used=RevisionsUsed.all)
+    taught = [ENCODER.decode(example.response_ids) for example in examples]
+    assert taught == ["One two.", "Better answer", "One two"]
+    ended = [example.response_ids[-1] == ENCODER.eos_id for example in examples]
+    assert ended == [False, True, True]  # what was cut is not taught to end there
+    (last,) = training.revision_examples(Base(), chains, used=RevisionsUsed.final)
+    assert ENCODER.decode(last.response_ids) == "One two"
 
 
 def test_a_prompt_that_does_not_fit_is_an_outcome(medical: Constitution) -> None:
@@ -131,26 +203,3 @@ def test_the_no_op_example_is_always_shown_and_changes_nothing() -> None:
     assert CRITIQUE_EXAMPLES[NO_OP].revision == CRITIQUE_EXAMPLES[NO_OP].response
     with pytest.raises(ValueError, match="num_few_shot=9"):
         revision_examples(9)
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("Just an answer.", "Just an answer."),
-        ("Sure! Here is a revised response: No.", "No."),
-        ("Revision: Better now", "Better now"),
-        ('"Quoted whole."', "Quoted whole."),
-        ("> quoted line\n> second", "quoted line\nsecond"),
-        ("Take care \U0001f600\U0001f600 \u2764\ufe0f", "Take care"),
-        ("Use a ratio of 3:1.", "Use a ratio of 3:1."),
-        ("New York: a city of many.", "New York: a city of many."),
-        ("Revised approach to budgets: save more.", "Revised approach to budgets: save more."),
-        ("Here is the thing: I can't.", "Here is the thing: I can't."),
-        ("I write C#", "I write C#"),
-        ("Do **that**", "Do **that**"),
-        ("Bye ***** #####", "Bye"),
-        ("", ""),
-    ],
-)
-def test_clean_revision(text: str, clean: str) -> None:
-    assert clean_revision(text) == clean

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cai.engines.transformers import TransformersEngine
 from cai.evaluation import commonest_phrase, distinct_n, is_refusal, mean_logprobs
-from cai.generation import Generator
 from cai.tokens import ChatEncoder
 from cai.types import Message
 from tests.conftest import byte_tokenizer
@@ -79,7 +79,7 @@ def test_commonest_phrase_counts_prompts_not_repeats() -> None:
 def test_mean_logprobs_equal_a_slow_reference_whatever_the_batch() -> None:
     encoder = ChatEncoder(byte_tokenizer())
     model = tiny_model(seed=0)
-    generator = Generator(model, eos_id=encoder.eos_id, max_context=250)
+    generator = TransformersEngine(model, eos_id=encoder.eos_id, max_context=250)
     conversations = [[Message(role="user", content=text)] for text in ("hi", "a longer one")]
     responses = ["yes", "no, not at all"]
     together = mean_logprobs(

@@ -5,8 +5,12 @@ import dataclasses
 import pytest
 
 from cai import statistics
+from cai.choices import Gate
+from cai.feedback.gate import GateResult
+from cai.feedback.measures import Group
 from cai.findings import findings, key_metrics
 from cai.story import (
+    ComparisonsStory,
     EvaluationRow,
     EvaluationStory,
     FeedbackStory,
@@ -23,8 +27,26 @@ def story(**parts):
     return RunStory(headline=stories.headline(), **parts)
 
 
-def feedback(**values):
-    return FeedbackStory(**({"num_comparisons": 100, "unjudged": {}} | values))
+def feedback(*, gates=(), comparisons=None, **values):
+    return FeedbackStory(
+        method="multiple_choice",
+        source="pairs.jsonl",
+        note="",
+        measured=stories.measures(**({"num_pairs": 100, "side_by_side": True} | values)),
+        gates=gates,
+        comparisons=comparisons,
+    )
+
+
+def gate(member, setting, *problems):
+    return GateResult(member=member, gate=setting, problems=problems)
+
+
+def by_length(shorter, longer):
+    return tuple(
+        Group(name=name, accuracy=RATE(right, 50), longer_wins=None)
+        for name, right in (("better_shorter", shorter), ("better_longer", longer))
+    )
 
 
 def row(policy, kind, refused, *, num=40, phrase="", prompts=1):
@@ -49,6 +71,9 @@ def test_a_sound_run_has_no_warning():
             longer_wins=RATE(55, 100),
             same_position_rate=RATE(10, 100),
             unjudged={"identical": 20},
+            by_length=by_length(38, 42),
+            gates=(gate(None, Gate.warn), gate("one", Gate.stop)),
+            comparisons=ComparisonsStory(num=100, unjudged={"identical": 20}),
         ),
         preference_model=PreferenceModelStory(
             num_ai=9, num_human=0, curves=(), accuracy=RATE(80, 100), principle_tests=RATE(80, 100)
@@ -79,7 +104,34 @@ def test_a_sound_run_has_no_warning():
                     accuracy=RATE(80, 100), unjudged={"identical": 30, "too_long": 2, "empty": 0}
                 )
             },
-            "32 of 100 pairs could not be judged (identical: 30, too long: 2).",
+            "32 of 100 labelled pairs could not be judged (identical: 30, too long: 2).",
+        ),
+        (
+            {
+                "feedback": feedback(
+                    accuracy=RATE(80, 100),
+                    comparisons=ComparisonsStory(num=50, unjudged={"no_verdict": 20}),
+                )
+            },
+            "20 of 50 pairs of the run's own could not be judged (no verdict: 20).",
+        ),
+        (
+            {"feedback": feedback(accuracy=RATE(80, 100), by_length=by_length(20, 48))},
+            "Feedback follows the length, to the longer response: it is right on "
+            "0.96 [0.87, 0.99], n = 50 of the pairs whose better response is the longer one",
+        ),
+        (
+            {"feedback": feedback(accuracy=RATE(80, 100), by_length=by_length(48, 20))},
+            "Feedback follows the length, to the shorter response",
+        ),
+        (
+            {
+                "feedback": feedback(
+                    accuracy=RATE(80, 100), gates=(gate("one", Gate.warn, "it is at chance"),)
+                )
+            },
+            "The feedback's member one did not pass its gate (feedback.members.one.gate=warn): it "
+            "is at chance.",
         ),
         (
             {
@@ -120,6 +172,28 @@ def test_each_failing_is_named(part, start):
     assert found.replace("\xa0", " ").startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("setting", "ending"),
+    [
+        (Gate.warn, "principles. The gate only warns of it (feedback.gate=warn)."),
+        (Gate.stop, "The gate stops a run that would train on it (feedback.gate=stop)."),
+    ],
+)
+def test_what_the_gate_does_stands_beside_the_number(setting, ending):
+    (found,) = findings(
+        story(feedback=feedback(accuracy=RATE(53, 100), gates=(gate(None, setting, "chance"),)))
+    )
+    assert found.startswith("Feedback is at chance")
+    assert found.endswith(ending)
+
+
+def test_a_method_without_positions_has_no_position_among_the_numbers_that_matter():
+    values = {"accuracy": RATE(80, 100), "same_position_rate": RATE(0, 100)}
+    for side_by_side, num in ((True, 2), (False, 1)):
+        told = story(feedback=feedback(side_by_side=side_by_side, **values))
+        assert len(key_metrics(told)) == num
+
+
 def test_own_warnings_come_last():
     found = findings(story(feedback=feedback(accuracy=RATE(1, 2)), warnings=("own",)))
     assert found[-1] == "own"
@@ -133,7 +207,7 @@ def test_key_metrics_show_first_and_last_policy():
     assert "Refusals, red team, RL-CAI" in labels
     assert "Refusals, red team, SL-CAI" not in labels
     assert "Mean score, benign: RL-CAI - SL-CAI" in labels
-    assert key_metrics(dataclasses.replace(full, revisions=None))[0].comment == (
+    assert key_metrics(dataclasses.replace(full, revisions=None, critique=None))[0].comment == (
         "chance 0.5; longer wins 0.56"
     )
     assert key_metrics(story()) == ()

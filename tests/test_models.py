@@ -11,7 +11,7 @@ from cai.choices import ModelSource, Precision
 from cai.errors import UserError
 from cai.model_config import ModelConfig
 from cai.models import Models, device_of, dtype_of, identity, load
-from tests.tiny import hardware, lora
+from tests.tiny import engine, hardware, lora
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,7 @@ def local(folder: Path, **changes: object) -> ModelConfig:
         "max_context": 500,
         "system_prompt": None,
         "lora": lora(),
+        "engine": engine(),
     }
     return ModelConfig(**(values | changes))
 

@@ -6,8 +6,6 @@ from enum import Enum
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cai import report
 from cai.errors import UserError
@@ -106,7 +104,11 @@ def without_charts(story):
         story,
         constitution=dataclasses.replace(story.constitution, principles=principles),
         sl_policy=dataclasses.replace(story.sl_policy, curves=()),
-        feedback=dataclasses.replace(story.feedback, bins=(), label_probabilities=()),
+        feedback=dataclasses.replace(
+            story.feedback,
+            measured=dataclasses.replace(story.feedback.measured, bins=(), by_principle=()),
+            comparisons=dataclasses.replace(story.feedback.comparisons, label_probabilities=()),
+        ),
         preference_model=dataclasses.replace(story.preference_model, curves=(), bins=()),
         ppo=dataclasses.replace(story.ppo, curves=()),
         evaluation=dataclasses.replace(story.evaluation, rows=rows),
@@ -315,7 +317,9 @@ def test_parts_with_nothing_measured_are_still_a_page():
         constitution=dataclasses.replace(whole.constitution, principles=()),
         revisions=dataclasses.replace(whole.revisions, outcomes=(), mean_words=(), chains=()),
         sl_policy=SLPolicyStory(num_revisions=0, num_helpfulness=0, num_dropped=0, curves=()),
-        feedback=type(whole.feedback)(num_comparisons=0, unjudged={}),
+        feedback=type(whole.feedback)(
+            method="multiple_choice", source="nothing", note="", measured=stories.measures()
+        ),
         preference_model=type(whole.preference_model)(num_ai=0, num_human=0, curves=()),
         ppo=PPOStory(num_rounds=0, num_rollouts=0, settings={}, curves=()),
         evaluation=dataclasses.replace(
@@ -325,6 +329,23 @@ def test_parts_with_nothing_measured_are_still_a_page():
     page = Page(report.render_report(story))
     assert_inert(page)
     assert "This document has no principle" in page.text
+
+
+@pytest.mark.parametrize(
+    ("measured", "told"),
+    [
+        ({"side_by_side": False}, "Nothing is shown side by side by this method"),
+        ({"side_by_side": True}, "Only one order of each pair was asked"),
+    ],
+)
+def test_the_page_says_why_there_is_no_position_to_follow(measured, told):
+    whole = stories.full_story()
+    for values, present in ((measured, True), ({}, False)):
+        feedback = dataclasses.replace(
+            whole.feedback, measured=stories.measures(**values), comparisons=None, gates=()
+        )
+        text = Page(report.render_report(RunStory(headline=whole.headline, feedback=feedback))).text
+        assert (told in text) == present
 
 
 def test_texts_of_any_length_are_cut_with_a_count():
@@ -343,51 +364,3 @@ def test_write_is_atomic(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(UserError, match="Cannot write"):
         report.write_report(RunStory(headline=stories.headline()), tmp_path / "no" / "report.html")
-
-
-def joined(parts, *kinds):
-    return " ".join(part.text for part in parts if part.kind in kinds).split()
-
-
-WORDS = st.lists(st.sampled_from(["take", "two", "pills", "never", "ask", "\n\n", "a", "doctor"]))
-
-
-@settings(max_examples=300, deadline=None)
-@given(WORDS, WORDS)
-def test_differences_hold_both_texts(before, after):
-    before, after = " ".join(before), " ".join(after)
-    parts = report.word_diff(before, after)
-    assert joined(parts, "same", "ins") == after.split()
-    assert joined(parts, "same", "del") == before.split()
-
-
-def test_differences_by_example():
-    parts = report.word_diff(
-        "You can take two of these pills with wine.", "You should not take two of these pills."
-    )
-    assert [(part.kind, part.text) for part in parts] == [
-        ("same", "You"),
-        ("same", " "),
-        ("del", "can"),
-        ("same", " "),
-        ("ins", "should not"),
-        ("same", " take two of these"),
-        ("same", " "),
-        ("del", "pills with wine."),
-        ("same", " "),
-        ("ins", "pills."),
-    ]
-
-
-def test_a_rewrite_is_one_removal_and_one_addition():
-    """Words shared by accident do not break it into scraps."""
-    before = "Many people take eight hundred a day with aspirin and it works very well for them."
-    after = "Please keep below the label's limit for a day because more than it harms your stomach."
-    kinds = [part.kind for part in report.word_diff(before, after)]
-    assert kinds == ["del", "same", "ins"]
-
-
-def test_texts_too_long_for_difflib_are_shown_unmarked():
-    long = "word " * (report.MAX_DIFF_WORDS + 1)
-    (only,) = report.word_diff(long, "x " + long)
-    assert (only.kind, only.text) == ("same", "x " + long)

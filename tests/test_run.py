@@ -111,8 +111,24 @@ def test_an_unknown_option_of_a_role_keeps_the_role(refuse):
 
 
 def test_a_role_that_the_phase_does_not_have_gets_the_roles(refuse):
-    said = refuse("phase=sl_cai", "model@phase.feedback_model=local")
-    assert "Roles: model@phase.critique_models.main" in said
+    said = refuse("phase=sl_cai", "model@phase.reward_model=local")
+    assert "model@phase.critique_models.main, model@phase.feedback_model" in said
+
+
+def test_members_of_an_ensemble_are_explained(refuse):
+    said = refuse("feedback=ensemble", "feedback@feedback.members.fourth=multiple_choice")
+    assert "no member fourth to replace; it has first, second, third" in said
+    assert "type: +feedback@feedback.members.fourth=<option>" in said
+    said = refuse("feedback=multiple_choice", "feedback@feedback.members.third=multiple_choice")
+    assert "Type: feedback=ensemble" in said
+    said = refuse("feedback=ensemble", "feedback.members.thrd.num_few_shot=2")
+    assert "Valid keys in feedback.members: first, second, third" in said
+    assert "Type: feedback.members.third.num_few_shot=2" in said
+
+
+def test_a_setting_inside_a_section_that_is_null_is_explained(refuse):
+    said = refuse("feedback=multiple_choice", "feedback.model.max_context=3")
+    assert "model@feedback.model=<option>" in said
 
 
 def test_a_wrong_type_gets_the_right_one(refuse):

@@ -31,7 +31,9 @@ def test_says_what_matters():
     assert "revisions         reused           0.0        96" in lines
     assert "policy            computed        82.2" in lines
     assert "  ! Feedback is at chance: accuracy 0.54 [0.40, 0.67], n = 48" in text
-    assert re.search(r"Feedback accuracy on principle tests +0\.54 \[0\.40, 0\.67\], n = 48", text)
+    assert re.search(
+        r"Feedback accuracy on the constitution's own tests +0\.54 \[0\.40, 0\.67\], n = 48", text
+    )
     assert re.search(r"Refusals, red team, RL-CAI +0\.56 \[0\.33, 0\.77\], n = 16", text)
     assert "  base    You can take two sleeping pills with one glass of wine." in text
     assert "  RL-CAI  I'm sorry, but I can't help" in text

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cai import adapters
-from cai.choices import KLControl, KLEstimator, Precision, RevisionsUsed
+from cai.choices import EngineName, KLControl, KLEstimator, Precision, RevisionsUsed
 from cai.config import (
     HardwareConfig,
     OptimizerConfig,
@@ -20,7 +20,7 @@ from cai.config import (
 )
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
-from cai.model_config import LoRAConfig
+from cai.model_config import EngineConfig, LoRAConfig
 from cai.rollout import Heads, Sampled
 
 VOCAB_SIZE = 300
@@ -51,6 +51,10 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCau
 
 def lora(rank: int = 4, alpha: int = 8) -> LoRAConfig:
     return LoRAConfig(rank=rank, alpha=alpha, target_modules=list(TARGETS))
+
+
+def engine() -> EngineConfig:
+    return EngineConfig(name=EngineName.transformers, vllm=None, server=None)
 
 
 def hardware(micro_batch_size: int = 4) -> HardwareConfig:

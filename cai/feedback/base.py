@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from cai.choices import LabelMode, PrincipleSampling
 from cai.constitution import Constitution, Principle
+from cai.feedback.hygiene import shown, shown_turns
 from cai.feedback_config import FeedbackConfig
 from cai.seeds import derive_seed, python_rng
-from cai.types import Comparison, Judgement, Message, Prompt, Unjudged
+from cai.types import Comparison, FeedbackCheck, Judgement, Message, Prompt, Unjudged
 
 
 def label_of(prob_a: float, *, mode: LabelMode, clamp: float) -> float:
@@ -55,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A pair under one principle, as a method sees it; both responses are stripped, not empty."""
+    """A pair under one principle, as a method sees it: texts are clean (`hygiene`), not empty."""
 
     messages: tuple[Message, ...]
     response_a: str
@@ -66,6 +67,15 @@ class Case:
 
 
 Judged = tuple[Judgement, ...] | Unjudged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Labelled pairs, each combined without the knowledge of its own label."""
+
+    checks: list[FeedbackCheck]
+    counts: dict[str, int]
+    """As `Method.counts` has them."""
 
 
 class Method(abc.ABC):
@@ -85,6 +95,21 @@ class Method(abc.ABC):
     def combine(self, judgements: Sequence[Judgement]) -> tuple[float, float]:
         """P(a preferred) of one case's judgements, and the label's weight in [0, 1]."""
         return sum(j.prob_a for j in judgements) / len(judgements), 1.0
+
+    def label(self, cases: Sequence[Sequence[Judgement]]) -> tuple[float, float]:
+        """Label and weight of a pair from the judgements of its cases."""
+        combined = [self.combine(judgements) for judgements in cases]
+        mean = sum(prob for prob, _ in combined) / len(combined)
+        prob_a = label_of(mean, mode=self.config.label, clamp=self.config.clamp)
+        return prob_a, sum(weight for _, weight in combined) / len(combined)
+
+    def held_out(self, checks: Sequence[FeedbackCheck]) -> HeldOut:
+        """Labelled pairs, each combined by what was measured on the others; here, as they are."""
+        return HeldOut(checks=list(checks), counts={})
+
+    def counts(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
+        """What a stage counts about its labels beyond what every method has."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +146,12 @@ class Feedback:
         return derive_seed(self.seed, "compare", pair.prompt.id, principle.id)
 
     def _cases(self, pair: Pair) -> list[Case]:
+        messages = shown_turns(pair.prompt.messages)
         return [
             Case(
-                messages=pair.prompt.messages,
-                response_a=pair.response_a.strip(),
-                response_b=pair.response_b.strip(),
+                messages=messages,
+                response_a=shown(pair.response_a),
+                response_b=shown(pair.response_b),
                 principle=principle,
                 seed=self._seed(pair, principle),
             )
@@ -136,13 +162,7 @@ class Feedback:
         failed = [j for j in judged if isinstance(j, Unjudged)]
         unjudged = _trivial(pair) or (failed[0] if failed else None)
         kept = [j for j in judged if not isinstance(j, Unjudged)] if unjudged is None else []
-        prob_a, weight = None, 1.0
-        if kept:
-            combined = [self.method.combine(j) for j in kept]
-            mean = sum(prob for prob, _ in combined) / len(combined)
-            config = self.method.config
-            prob_a = label_of(mean, mode=config.label, clamp=config.clamp)
-            weight = sum(weight for _, weight in combined) / len(combined)
+        prob_a, weight = self.method.label(kept) if kept else (None, 1.0)
         return Comparison(
             prompt=pair.prompt,
             response_a=pair.response_a,
@@ -157,7 +177,7 @@ class Feedback:
 
 
 def _trivial(pair: Pair) -> Unjudged | None:
-    a, b = pair.response_a.strip(), pair.response_b.strip()
+    a, b = shown(pair.response_a), shown(pair.response_b)
     if not a or not b:
         return Unjudged.empty
     return Unjudged.identical if a == b else None

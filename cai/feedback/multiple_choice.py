@@ -14,6 +14,7 @@ order and with the same letters and examples (Zhao et al. 2021, arXiv:2102.09690
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import random
 from collections.abc import Sequence
@@ -21,10 +22,11 @@ from dataclasses import dataclass
 
 from cai.choices import PrincipleSampling
 from cai.constitution import Constitution, Principle, PrincipleTest
+from cai.engines import Engine
 from cai.errors import UserError
 from cai.feedback.base import Case, Judged, Method, two_way
+from cai.feedback.wording import CONTENT_FREE
 from cai.feedback_config import MultipleChoiceConfig
-from cai.generation import Generator
 from cai.prompts import (
     ANSWER_OPENING,
     JUDGE_SYSTEM,
@@ -33,11 +35,9 @@ from cai.prompts import (
     comparison_answer,
     comparison_question,
 )
+from cai.seeds import derive_seed
 from cai.tokens import ChatEncoder
 from cai.types import Judgement, Message, Unjudged
-
-CONTENT_FREE = "N/A"
-"""Stands for both responses when the prior is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,8 @@ class Order:
     letter_a: str
     letter_b: str
     messages: tuple[Message, ...]
+    seed: int
+    """The same for the same responses in the same places, whichever of them is a."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,14 @@ def few_shot(
     return [(other, rng.choice(other.tests)) for other in drawn]
 
 
-class MultipleChoice(Method):
-    """Letters' log-probabilities, both orders of a shard in one batch."""
+class TwoOptions(Method):
+    """Presents cases as two-option questions, in both orders or in a drawn one.
+
+    Args:
+        config: Its settings.
+        constitution: Where few-shot examples come from.
+        sampling: How their principles are drawn.
+    """
 
     config: MultipleChoiceConfig
 
@@ -85,16 +93,16 @@ class MultipleChoice(Method):
         self,
         config: MultipleChoiceConfig,
         *,
-        generator: Generator,
-        encoder: ChatEncoder,
         constitution: Constitution,
         sampling: PrincipleSampling,
     ) -> None:
         super().__init__(config)
-        self.generator = generator
-        self.encoder = encoder
         self.constitution = constitution
         self.sampling = sampling
+
+    @abc.abstractmethod
+    def answers(self, orders: Sequence[Order]) -> list[Answer | Unjudged]:
+        """What each presentation got, or why it got nothing."""
 
     def judge(self, cases: Sequence[Case]) -> list[Judged]:
         """Judgements of both orders, or of the drawn one."""
@@ -110,42 +118,6 @@ class MultipleChoice(Method):
             _judged(case, [next(found) for _ in shown])
             for case, shown in zip(cases, orders, strict=True)
         ]
-
-    def answers(self, orders: Sequence[Order]) -> list[Answer | None]:
-        """What each presentation got; None where it does not fit the context."""
-        prompts = [
-            self.encoder.conversation(order.messages, system=JUDGE_SYSTEM)
-            + self.encoder.text_ids(ANSWER_OPENING)
-            for order in orders
-        ]
-        return self.letters(orders, prompts)
-
-    def letters(
-        self, orders: Sequence[Order], prompts: Sequence[Sequence[int]]
-    ) -> list[Answer | None]:
-        """Log-probabilities of a and b's letters after each prompt; None where it does not fit."""
-        fitting = [row for row, ids in enumerate(prompts) if self.generator.fits(ids, 1)]
-        found: list[Answer | None] = [None] * len(orders)
-        if not fitting:
-            return found
-        logprobs = self.generator.next_token_logprobs([prompts[row] for row in fitting])
-        for row, values in zip(fitting, logprobs, strict=True):
-            found[row] = Answer(
-                value_a=float(values[self._letter_id(orders[row].letter_a)]),
-                value_b=float(values[self._letter_id(orders[row].letter_b)]),
-            )
-        return found
-
-    def _letter_id(self, letter: str) -> int:
-        """The token that continues the answer's opening with a letter."""
-        opening = self.encoder.text_ids(ANSWER_OPENING)
-        with_letter = self.encoder.text_ids(ANSWER_OPENING + letter)
-        if with_letter[:-1] != opening:
-            raise UserError(
-                f"the feedback model's tokenizer gives option letter {letter} no token of its own; "
-                "name another phase.feedback_model"
-            )
-        return with_letter[-1]
 
     def _present(self, case: Case) -> list[Order]:
         rng = random.Random(case.seed)
@@ -171,9 +143,14 @@ class MultipleChoice(Method):
                     letter_a=letter_a,
                     letter_b=letter_b,
                     messages=(*shots, question),
+                    seed=derive_seed(case.seed, shown[0]),
                 )
             )
         return orders
+
+    def solved(self, letter: str) -> Message:
+        """How a few-shot example is answered."""
+        return comparison_answer(letter)
 
     def _shots(self, principle: Principle, rng: random.Random) -> list[Message]:
         """Solved tests of other principles, gold position random."""
@@ -191,9 +168,65 @@ class MultipleChoice(Method):
             asked = [Message(role="user", content=test.prompt)]
             messages += [
                 comparison_question(asked, (options[0], options[1]), question=other.compare),
-                comparison_answer(better),
+                self.solved(better),
             ]
         return messages
+
+
+class MultipleChoice(TwoOptions):
+    """Letters' log-probabilities, both orders of a shard in one batch."""
+
+    def __init__(
+        self,
+        config: MultipleChoiceConfig,
+        *,
+        generator: Engine,
+        encoder: ChatEncoder,
+        constitution: Constitution,
+        sampling: PrincipleSampling,
+    ) -> None:
+        super().__init__(config, constitution=constitution, sampling=sampling)
+        self.generator = generator
+        self.encoder = encoder
+
+    def answers(self, orders: Sequence[Order]) -> list[Answer | Unjudged]:
+        """What each presentation got, or that it does not fit the context."""
+        prompts = [
+            self.encoder.conversation(order.messages, system=JUDGE_SYSTEM)
+            + self.encoder.text_ids(ANSWER_OPENING)
+            for order in orders
+        ]
+        return self.letters(orders, prompts)
+
+    def letters(
+        self, orders: Sequence[Order], prompts: Sequence[Sequence[int]]
+    ) -> list[Answer | Unjudged]:
+        """Log-probabilities of a and b's letters after each prompt that fits the context."""
+        fitting = [row for row, ids in enumerate(prompts) if self.generator.fits(ids, 1)]
+        found: list[Answer | Unjudged] = [Unjudged.too_long] * len(orders)
+        if not fitting:
+            return found
+        ids = {self._letter_id(x) for order in orders for x in (order.letter_a, order.letter_b)}
+        logprobs = self.generator.next_token_logprobs(
+            [prompts[row] for row in fitting], candidates=sorted(ids)
+        )
+        for row, values in zip(fitting, logprobs, strict=True):
+            found[row] = Answer(
+                value_a=float(values[self._letter_id(orders[row].letter_a)]),
+                value_b=float(values[self._letter_id(orders[row].letter_b)]),
+            )
+        return found
+
+    def _letter_id(self, letter: str) -> int:
+        """The token that continues the answer's opening with a letter."""
+        opening = self.encoder.text_ids(ANSWER_OPENING)
+        with_letter = self.encoder.text_ids(ANSWER_OPENING + letter)
+        if with_letter[:-1] != opening:
+            raise UserError(
+                f"the feedback model's tokenizer gives option letter {letter} no token of its own; "
+                "name another phase.feedback_model"
+            )
+        return with_letter[-1]
 
 
 def content_free(case: Case) -> Case:
@@ -201,9 +234,11 @@ def content_free(case: Case) -> Case:
     return dataclasses.replace(case, response_a=CONTENT_FREE, response_b=CONTENT_FREE)
 
 
-def _less(answer: Answer | None, prior: Answer | None) -> Answer | None:
-    if answer is None or prior is None:
-        return None
+def _less(answer: Answer | Unjudged, prior: Answer | Unjudged) -> Answer | Unjudged:
+    if isinstance(answer, Unjudged):
+        return answer
+    if isinstance(prior, Unjudged):
+        return prior
     return dataclasses.replace(
         answer,
         value_a=answer.value_a - prior.value_a,
@@ -211,11 +246,11 @@ def _less(answer: Answer | None, prior: Answer | None) -> Answer | None:
     )
 
 
-def _judged(case: Case, answered: Sequence[tuple[Order, Answer | None]]) -> Judged:
+def _judged(case: Case, answered: Sequence[tuple[Order, Answer | Unjudged]]) -> Judged:
     judgements = []
     for order, answer in answered:
-        if answer is None:
-            return Unjudged.too_long
+        if isinstance(answer, Unjudged):
+            return answer
         judgements.append(
             Judgement(
                 principle_id=case.principle.id,

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from cai.artifacts import Artifact
 from cai.config import RLAIFConfig
 from cai.context import RunContext
-from cai.feedback.labelled import constitution_tests
+from cai.feedback.labelled import labelled_set
 from cai.phases import sl_cai
 from cai.phases.sl_cai import Inputs
 from cai.stages import comparisons, evaluation, sampling, training
+from cai.stages.controls import Controls
 from cai.stages.policy import policy as rl_policy
 
 
@@ -26,16 +27,18 @@ class Outputs:
 
     trained: sl_cai.Trained
     pairs: Artifact
-    feedback_check: Artifact
+    feedback: comparisons.Checked
     comparisons: Artifact
     preference_model: Artifact
     policy: Artifact
     evaluation: evaluation.Evaluation
+    controls: Controls | None
 
 
 def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
     """Train the RL-CAI policy and measure it against the SL-CAI policy and the base."""
     num_prompts = config.prompts.num_red_team
+    labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
     trained = sl_cai.train(config, inputs, context)
     pairs = sampling.pairs(
         context,
@@ -45,19 +48,10 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         sl_policy=trained.sl_policy,
         num=num_prompts,
     )
-    judge = comparisons.Judge(
-        config=inputs.feedback, model=config.feedback_model, sampling=inputs.principles
-    )
-    checked = comparisons.feedback_check(
-        context,
-        judge=judge,
-        labelled=constitution_tests(
-            context.constitution,
-            num=inputs.evaluation.num_feedback_tests,
-            seed=context.seed,
-        ),
-        source="tests",
-    )
+    judge = sl_cai.judge_of(config.feedback_model, inputs, context)
+    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
+    comparisons.pass_gate(context, judge=judge, checked=checked)
+    judge = judge.measured(checked)
     compared = comparisons.comparisons(
         context,
         judge=judge,
@@ -91,12 +85,16 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         policies={"base": None, "sl_cai": trained.sl_policy, "rl_cai": policy},
         preference_model=preference_model,
     )
+    controlled = sl_cai.control(
+        config, inputs, context, judge=judge, base=measured.responses["base"]
+    )
     return Outputs(
         trained=trained,
         pairs=pairs,
-        feedback_check=checked,
+        feedback=checked,
         comparisons=compared,
         preference_model=preference_model,
         policy=policy,
         evaluation=measured,
+        controls=controlled,
     )

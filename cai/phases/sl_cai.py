@@ -2,7 +2,8 @@
 
 Departures from the paper: the fine-tune starts from the model that drafted (the paper drafts with
 a helpful-only RLHF model and fine-tunes a pretrained one; name another `model` to do the same),
-sampling is at the configured temperature, and prompts and worked examples are this project's own.
+sampling is at the configured temperature, prompts and worked examples are this project's own, and
+revisions that `cai.acceptance` does not accept are left out of the fine-tune.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from cai.artifacts import Artifact
 from cai.choices import PrincipleSampling, RevisionsUsed
 from cai.config import DataConfig, EvaluationConfig, SLCAIConfig
 from cai.context import RunContext
+from cai.feedback.labelled import labelled_set
 from cai.feedback_config import FeedbackConfig
 from cai.model_config import ModelConfig
-from cai.stages import evaluation, revisions, sampling, training
+from cai.stages import comparisons, evaluation, revisions, sampling, training
+from cai.stages.comparisons import Checked, Judge
+from cai.stages.controls import Controls, control_comparisons, controls
+from cai.stages.tuned import fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,9 @@ class Outputs:
 
     trained: Trained
     evaluation: evaluation.Evaluation
+    controls: Controls | None
+    feedback: Checked | None
+    """The feedback measured, since it judges the controls; None without controls."""
 
 
 def _num_examples(config: SLCAIConfig) -> int:
@@ -96,8 +104,39 @@ def train(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Trained:
     )
 
 
+def judge_of(model: ModelConfig, inputs: Inputs, context: RunContext) -> Judge:
+    """The run's feedback, trained where it is a trained one; `model` is the phase's."""
+    return Judge(
+        config=inputs.feedback,
+        model=model,
+        sampling=inputs.principles,
+        fitted=fitted(context, feedback=inputs.feedback, model=model),
+    )
+
+
+def control(
+    config: SLCAIConfig, inputs: Inputs, context: RunContext, *, judge: Judge, base: Artifact
+) -> Controls | None:
+    """Critiqued revisions against the alternatives, on the base's held-out responses."""
+    num = min(inputs.evaluation.num_critique_controls, config.prompts.num_eval_red_team)
+    if num == 0:
+        return None
+    texts = controls(
+        context,
+        model=inputs.model,
+        critique_model=config.critique_models["main"],
+        sampling=inputs.principles,
+        config=config.revisions,
+        responses=base,
+        num=num,
+    )
+    compared = control_comparisons(context, judge=judge, controls=texts, num=num)
+    return Controls(texts=texts, comparisons=compared)
+
+
 def run(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Outputs:
     """Train the SL-CAI policy and measure it against the base."""
+    labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
     trained = train(config, inputs, context)
     measured = evaluation.evaluate(
         context,
@@ -108,4 +147,10 @@ def run(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Outputs:
         policies={"base": None, "sl_cai": trained.sl_policy},
         preference_model=None,
     )
-    return Outputs(trained=trained, evaluation=measured)
+    if inputs.evaluation.num_critique_controls == 0:
+        return Outputs(trained=trained, evaluation=measured, controls=None, feedback=None)
+    judge = judge_of(config.feedback_model, inputs, context)
+    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
+    judge = judge.measured(checked)
+    controlled = control(config, inputs, context, judge=judge, base=measured.responses["base"])
+    return Outputs(trained=trained, evaluation=measured, controls=controlled, feedback=checked)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import dataclasses
+import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cai.artifacts import Artifact, Work, in_shards
-from cai.choices import PrincipleSampling
+from cai.choices import Gate, PrincipleSampling, Vote
 from cai.config import ComparisonsConfig
 from cai.context import RunContext, Stage
+from cai.errors import UserError
+from cai.feedback import gate
 from cai.feedback.base import Feedback, Pair
 from cai.feedback.build import Surroundings, build, identity
-from cai.feedback.labelled import Labelled
-from cai.feedback_config import FeedbackConfig
+from cai.feedback.hygiene import is_cut
+from cai.feedback.labelled import Labelled, LabelledSet
+from cai.feedback.measures import count_unjudged, measure
+from cai.feedback_config import EnsembleConfig, FeedbackConfig
 from cai.model_config import ModelConfig
 from cai.seeds import derive_seed
 from cai.types import Comparison, FeedbackCheck, Prompt, PromptKind, Response, Split
 
 PAIRS_PER_SHARD = 8
 """Labelled pairs per batch of `feedback_check`; part of the stage."""
+
+CHECK = "feedback_check"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +55,19 @@ class Judge:
         """The artifacts that it is made of."""
         return {f"fitted{'-' if name else ''}{name}": a for name, a in self.fitted.items()}
 
+    def measured(self, checked: Checked) -> Judge:
+        """The same feedback, made of its own check where that decides its labels."""
+        if not self._weighs_members:
+            return self
+        return dataclasses.replace(self, fitted={**self.fitted, "": checked.artifact})
+
+    @property
+    def _weighs_members(self) -> bool:
+        return isinstance(self.config, EnsembleConfig) and self.config.vote is Vote.reliability
+
     def feedback(self, context: RunContext, name: str) -> Feedback:
         """The loaded method with the random streams of one stage."""
+        assert name == CHECK or not self._weighs_members or "" in self.fitted, "call `measured`"
         around = Surroundings(
             models=context.models,
             model=self.model,
@@ -62,20 +83,20 @@ class Judge:
         )
 
 
-def feedback_check(
-    context: RunContext, *, judge: Judge, labelled: Sequence[Labelled], source: str
-) -> Artifact:
-    """The feedback's labels for pairs whose better side is known; a is the better response.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The feedback measured."""
 
-    Args:
-        context: The run.
-        judge: The feedback.
-        labelled: Pairs; one without a principle is judged under one drawn from the constitution.
-        source: Identifies the pairs, e.g. the file's sha256.
-    """
+    labelled: LabelledSet
+    artifact: Artifact
+    """`FeedbackCheck` records."""
+
+
+def feedback_check(context: RunContext, *, judge: Judge, labelled: LabelledSet) -> Checked:
+    """The feedback's labels for pairs whose better side is known; a is the better response."""
 
     def run(work: Work) -> None:
-        feedback = judge.feedback(context, "feedback_check")
+        feedback = judge.feedback(context, CHECK)
 
         def make(chunk: Sequence[Labelled], _advance: Callable[[int], None]) -> list[FeedbackCheck]:
             pairs = [_labelled_pair(feedback, one) for one in chunk]
@@ -87,26 +108,44 @@ def feedback_check(
 
         records = in_shards(
             work,
-            labelled,
+            labelled.pairs,
             kind=FeedbackCheck,
             shard_size=PAIRS_PER_SHARD,
             make=make,
             unit="pairs",
         )
-        work.write_records(records)
-        work.counts = {"pairs": len(records)}
+        held_out = feedback.method.held_out(records)
+        work.write_records(held_out.checks)
+        work.counts = _counts([r.comparison for r in held_out.checks]) | held_out.counts
 
-    return context.run(
+    artifact = context.run(
         Stage(
-            name="feedback_check",
-            version=2,
-            config={"num": len(labelled)},
+            name=CHECK,
+            version=3,
+            config={"num": len(labelled.pairs)},
             inputs=judge.inputs(),
-            identity=judge.identity(context) | {"source": source},
-            expect={"pairs": len(labelled)},
+            identity=judge.identity(context) | {"labelled": labelled.identity},
+            expect={"pairs": len(labelled.pairs)},
             run=run,
         )
     )
+    return Checked(labelled=labelled, artifact=artifact)
+
+
+def pass_gate(context: RunContext, *, judge: Judge, checked: Checked) -> None:
+    """Warn of a feedback that does not beat its baselines, or end the run; a plan goes on.
+
+    Raises:
+        UserError: when `gate: stop` holds the run back.
+    """
+    if context.plan:
+        return
+    measured = measure(checked.artifact.records(FeedbackCheck))
+    results = gate.gates(judge.config, measured)
+    for result in gate.not_passed(results, Gate.warn):
+        log.warning("%s; the run goes on", result.told())
+    if message := gate.stop_message(results, source=checked.labelled.source):
+        raise UserError(message)
 
 
 def _labelled_pair(feedback: Feedback, one: Labelled) -> Pair:
@@ -156,17 +195,12 @@ def comparisons(
             unit="pairs",
         )
         work.write_records(records)
-        unjudged = Counter(str(r.unjudged) for r in records if r.unjudged)
-        work.counts = {
-            "pairs": len(records),
-            "judged": sum(r.prob_a is not None for r in records),
-            **dict(sorted(unjudged.items())),
-        }
+        work.counts = _counts(records) | feedback.method.counts(records)
 
     return context.run(
         Stage(
             name="comparisons",
-            version=2,
+            version=3,
             config=config,
             inputs={"pairs": pairs, **judge.inputs()},
             identity=judge.identity(context),
@@ -174,3 +208,11 @@ def comparisons(
             run=run,
         )
     )
+
+
+def _counts(records: Sequence[Comparison]) -> dict[str, int]:
+    """Pairs, those with a label, the others by reason, and those shown with a cut."""
+    judged = sum(record.prob_a is not None for record in records)
+    cut = sum(is_cut(record.response_a) or is_cut(record.response_b) for record in records)
+    found = {"pairs": len(records), "judged": judged, **count_unjudged(records)}
+    return found | ({"cut": cut} if cut else {})

@@ -16,10 +16,11 @@ from cai.config import EvaluationConfig, PromptsConfig
 from cai.context import RunContext, Stage
 from cai.evaluation import is_refusal, mean_logprobs
 from cai.feedback.labelled import Labelled, constitution_tests
+from cai.feedback.measures import a_is_longer
 from cai.model_config import ModelConfig
 from cai.models import role_key
 from cai.stages import sampling
-from cai.stages.training import Score, a_is_longer, scorer
+from cai.stages.training import Score, scorer
 from cai.types import Evaluated, LikelihoodTest, Response, ScoredPair
 
 PM_TESTS = "pm_tests.jsonl"

@@ -154,7 +154,7 @@ def policy(
             adapters.add(tuned, model.lora, POLICY, seed)
             adapters.copy_adapter(tuned, REFERENCE, POLICY)
             head = adapters.load_head(folder).to(base.model.device)
-            fits = base.generator().fits
+            fits = base.generator(base.model).fits
             pools = [
                 [
                     prompt

@@ -54,7 +54,7 @@ def revisions(
     return context.run(
         Stage(
             name="revisions",
-            version=1,
+            version=2,
             config=config,
             inputs={"drafts": drafts},
             identity={

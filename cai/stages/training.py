@@ -19,6 +19,7 @@ from cai.choices import RevisionsUsed
 from cai.config import ComparisonSourceConfig, PreferenceModelConfig, SLPolicyConfig
 from cai.context import Curve, RunContext, Stage
 from cai.errors import UserError
+from cai.feedback.measures import a_is_longer
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
 from cai.model_config import ModelConfig
@@ -32,7 +33,6 @@ from cai.types import (
     PreferencePair,
     Response,
     RevisionChain,
-    RevisionOutcome,
     ScoredPair,
 )
 
@@ -101,16 +101,15 @@ def _response_ids(base: BaseModel, text: str, *, finished: bool) -> tuple[int, .
 def revision_examples(
     base: BaseModel, chains: Sequence[RevisionChain], *, used: RevisionsUsed
 ) -> list[SFTExample]:
-    """Revisions as examples: of all steps, or the last usable one of each chain.
+    """Accepted revisions as examples: of all steps, or the last one of each chain.
 
-    Steps without a usable revision teach nothing; a revision that repeats the response is taught,
-    as the paper's no-op examples are.
+    What the paper calls "all revisional steps" (sec. 3.1), less those that `cai.acceptance` keeps
+    out; a revision that repeats the response is one of them.
     """
-    usable = (RevisionOutcome.revised, RevisionOutcome.unchanged)
     examples = []
     for chain in chains:
         prompt_ids = tuple(base.prompt_ids(chain.prompt.messages))
-        steps = [step for step in chain.steps if step.outcome in usable and step.revision]
+        steps = [step for step in chain.steps if step.outcome.accepted]
         for step in steps if used is RevisionsUsed.all else steps[-1:]:
             finished = step.revision is not None and step.revision.finished
             response_ids = _response_ids(base, step.response, finished=finished)
@@ -144,13 +143,14 @@ def sl_policy(
 
     def run(work: Work) -> None:
         base = context.models.base(model)
-        revised = revision_examples(base, revisions.records(RevisionChain), used=config.revisions)
+        chains = revisions.records(RevisionChain)
+        revised = revision_examples(base, chains, used=config.revisions)
         helpful = _helpful_examples(base, helpfulness.records(Response))
         examples = [e for e in revised + helpful if e.length <= config.max_length]
         if not examples:
             raise UserError(
-                "sl_policy: there is nothing to learn: no revision was usable and no helpfulness "
-                "sample either. See the outcomes of the stage revisions; type a larger "
+                "sl_policy: there is nothing to learn: no revision was accepted and no helpfulness "
+                "sample was usable. See the outcomes of the stage revisions; type a larger "
                 "phase.sl_policy.max_length or phase.revisions.revision.max_new_tokens"
             )
         seed = derive_seed(context.seed, "sl_policy")
@@ -177,13 +177,14 @@ def sl_policy(
             "revisions": len(revised),
             "helpfulness": len(helpful),
             "dropped_too_long": len(revised) + len(helpful) - len(examples),
+            "revisions_kept_out": sum(not s.outcome.accepted for c in chains for s in c.steps),
             "steps": steps,
         }
 
     return context.run(
         Stage(
             name="sl_policy",
-            version=1,
+            version=2,
             config=config,
             inputs={"revisions": revisions, "helpfulness": helpfulness},
             identity=training_identity(model),
@@ -226,13 +227,6 @@ def _pair_example(base: BaseModel, pair: PreferencePair, weight: float) -> PairE
         prob_a=pair.prob_a,
         weight=weight,
     )
-
-
-def a_is_longer(response_a: str, response_b: str) -> bool | None:
-    """Which of two responses has more characters; None when neither."""
-    if len(response_a) == len(response_b):
-        return None
-    return len(response_a) > len(response_b)
 
 
 Score = Callable[[Sequence[tuple[Sequence[Message], str]]], list[float]]

@@ -23,6 +23,8 @@ STAGES = [
     "responses",
     "likelihoods",
     "evaluation",
+    "controls",
+    "control_comparisons",
 ]
 
 
@@ -80,6 +82,10 @@ def test_metrics_are_flat_finite_numbers(whole: Finished) -> None:
         "pm/accuracy",
         "eval/rl_cai/red_team/refusal_rate",
         "eval/base/likelihood_accuracy",
+        "critique/vs_uncritiqued",
+        "critique/vs_resampled_low",
+        "critique/vs_draft_high",
+        "critique/num_prompts",
     ):
         assert name in metrics
 
@@ -138,7 +144,7 @@ def test_a_plan_says_what_is_reused_and_runs_nothing(
     assert artifact_bytes(whole.folder) == before
     fresh = run(tmp_path, *tiny_arguments(tiny_folder), "plan=true")
     assert fresh.code == 0, fresh.output
-    assert "17 of 17 stages would be computed" in fresh.output
+    assert "19 of 19 stages would be computed" in fresh.output
     assert not (tmp_path / "outputs").exists()
 
 
@@ -157,6 +163,8 @@ KILLS = [
     "policy:commit=1",
     "responses:shard=3",
     "evaluation:commit=1",
+    "controls:shard=1",
+    "control_comparisons:shard=1",
 ]
 
 

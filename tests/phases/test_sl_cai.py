@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from cai.types import RevisionChain, parse_lines
+from cai.types import (
+    ControlArm,
+    ControlComparison,
+    CritiqueControl,
+    RevisionChain,
+    RevisionOutcome,
+    parse_lines,
+)
 from tests.runs import run, tiny_arguments
+
+CONTROLS = ("feedback_check", "controls", "control_comparisons")
 
 
 def test_phase_1_ends_with_a_policy_and_phase_2_reuses_it(
@@ -15,14 +24,60 @@ def test_phase_1_ends_with_a_policy_and_phase_2_reuses_it(
 ) -> None:
     first = run(tmp_path, *tiny_arguments(tiny_folder, "sl_cai"))
     assert first.code == 0, first.output
-    assert list(first.statuses())[-1] == "evaluation"
+    assert list(first.statuses())[-1] == "control_comparisons"
     assert "policy" not in first.statuses()
     second = run(tmp_path, *tiny_arguments(tiny_folder, "rlaif"))
     assert second.code == 0, second.output
     statuses = second.statuses()
-    for stage in ("prompts", "drafts", "revisions", "helpfulness", "sl_policy"):
+    for stage in ("prompts", "drafts", "revisions", "helpfulness", "sl_policy", *CONTROLS):
         assert statuses[stage] == ["reused"]
     assert statuses["responses"] == ["reused", "reused", "computed"]
+
+
+def test_the_critiques_are_put_to_the_test(tiny_folder: Path, tmp_path: Path) -> None:
+    finished = run(tmp_path, *tiny_arguments(tiny_folder, "sl_cai"), "feedback=multiple_choice")
+    assert finished.code == 0, finished.output
+    (path,) = (tmp_path / "outputs" / "store" / "controls").glob("*/records.jsonl")
+    controls = list(parse_lines(CritiqueControl, path.read_text("ascii"), str(path)))
+    assert len(controls) == 3  # evaluation.num_critique_controls, of 4 held-out prompts
+    for control in controls:
+        assert [text.arm for text in control.texts] == list(ControlArm)
+        assert control.prompt.split == "evaluation"
+        assert control.prompt.kind == "red_team"
+    (path,) = (tmp_path / "outputs" / "store" / "control_comparisons").glob("*/records.jsonl")
+    compared = list(parse_lines(ControlComparison, path.read_text("ascii"), str(path)))
+    asked = {(c.comparison.prompt.id, c.comparison.principle_ids, c.against) for c in compared}
+    assert asked == {
+        (control.prompt.id, (control.principle_id,), arm)
+        for control in controls
+        for arm in ("uncritiqued", "resampled", "draft")
+    }
+    (run_dir,) = finished.run_dirs()
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["critique/num_prompts"] == 3
+    for arm in ("uncritiqued", "resampled", "draft"):
+        name = f"critique/vs_{arm}"
+        assert 0 <= metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] <= 1
+        assert f"{name}_wins_low" in metrics
+    outcomes = [f"revisions/{outcome}_share" for outcome in RevisionOutcome]
+    assert sum(metrics[name] for name in outcomes) == pytest.approx(1)
+    assert "feedback/accuracy" in metrics
+    page = (run_dir / "report.html").read_text("utf-8")
+    for text in ("Do the critiques do anything?", "multiple_choice on local", "sampling again"):
+        assert text in page
+    assert "The judge is multiple_choice on local" in " ".join(finished.output.split())
+
+
+def test_the_controls_can_be_switched_off(tiny_folder: Path, tmp_path: Path) -> None:
+    finished = run(
+        tmp_path, *tiny_arguments(tiny_folder, "sl_cai"), "evaluation.num_critique_controls=0"
+    )
+    assert finished.code == 0, finished.output
+    assert not set(CONTROLS) & set(finished.statuses())
+    (run_dir,) = finished.run_dirs()
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert not [name for name in metrics if name.startswith(("critique/", "feedback/"))]
+    assert "Do the critiques" not in (run_dir / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("control", ["none", "inverted"])

@@ -1,0 +1,189 @@
+"""The probe's maths: optimum, gating, folds, the choice of weights, calibration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from cai.choices import Gate, LabelMode
+from cai.feedback.fit import Examples, calibrate, fit
+from cai.feedback.probe import Scaling, folds_of, gram, solve
+from cai.feedback.tuned import FOLDS, PROBE, Probe
+from cai.feedback_config import TunedConfig
+
+
+def config(**changes: object) -> TunedConfig:
+    values = {
+        "method": "tuned",
+        "model": None,
+        "label": LabelMode.soft,
+        "clamp": 0.4,
+        "gate": Gate.off,
+        "comparisons": None,
+        "max_comparisons": None,
+        "comparison_weights": [1.0],
+        "num_folds": 4,
+        "max_length": 64,
+        "depths": [1.0],
+        "penalty": 0.1,
+        "by_context": 1.0,
+        "by_principle": 1.0,
+    }
+    return TunedConfig(**(values | changes))
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def examples(num: int, *, sign: torch.Tensor | None = None, seed: int = 0) -> Examples:
+    """Pairs whose better response is further along a direction; `sign` turns some around."""
+    direction = random(6, seed=99)
+    worse = random(num, 6, seed=seed)
+    step = torch.ones(num, 1, dtype=torch.float64) if sign is None else sign[:, None]
+    better = worse + step * direction + 0.3 * random(num, 6, seed=seed + 1)
+    return Examples(
+        better=better,
+        worse=worse,
+        contexts=random(num, 5, seed=seed + 2),
+        principles=random(num, 5, seed=seed + 3),
+        is_test=torch.ones(num, dtype=torch.bool),
+        keys=[f"k{seed}-{i}" for i in range(num)],
+        groups=[f"g{seed}-{i}" for i in range(num)],
+    )
+
+
+def test_one_pair_by_hand() -> None:
+    # The optimum of log(1 + exp(-k a)) + p/2 k a^2 solves a = sigmoid(-k a) / p; for k = 2 and
+    # p = 0.5 that is a = 2 / (1 + exp(2 a)), and by bisection 0.521298.
+    kernel = torch.tensor([[2.0]], dtype=torch.float64)
+    (alpha,) = solve(kernel, torch.ones(1, dtype=torch.float64), penalty=0.5)
+    assert float(alpha) == pytest.approx(0.521298, abs=1e-6)
+
+
+def test_the_optimum_is_that_of_an_independent_slow_solver() -> None:
+    features = random(12, 4)
+    weights = torch.tensor([1.0, 0.5, 2.0] * 4, dtype=torch.float64)
+    alpha = solve(features @ features.T / 4, weights, penalty=0.3)
+    direction = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    descent = torch.optim.LBFGS([direction], max_iter=500, line_search_fn="strong_wolfe",
+                                tolerance_grad=1e-12, tolerance_change=1e-14)  # fmt: skip
+
+    def loss() -> torch.Tensor:
+        descent.zero_grad()
+        # alpha' K alpha is |w|^2 for w = features' alpha / sqrt(4).
+        margins = features @ direction / 2
+        value = (weights * functional.softplus(-margins)).sum() + 0.15 * direction.square().sum()
+        value.backward()
+        return value
+
+    descent.step(loss)
+    assert torch.allclose(features.T @ alpha / 2, direction.detach(), atol=1e-6)
+
+
+def test_rows_of_weight_zero_are_not_trained_on() -> None:
+    features = random(8, 3)
+    kernel = features @ features.T
+    weights = torch.tensor([1.0] * 6 + [0.0] * 2, dtype=torch.float64)
+    alpha = solve(kernel, weights, penalty=1.0)
+    assert alpha[6:].tolist() == [0.0, 0.0]
+    alone = solve(kernel[:6, :6], weights[:6], penalty=1.0)
+    assert torch.allclose(alpha[:6], alone)
+
+
+def test_the_direction_may_turn_around_with_the_principle() -> None:
+    sign = torch.tensor([1.0, -1.0] * 20, dtype=torch.float64)
+    made = examples(40, sign=sign)
+    principles = torch.where(sign[:, None] > 0, 1.0, -1.0).double() * random(1, 5, seed=7)
+    made = dataclasses.replace(made, principles=principles)
+    plain = fit(made, config(by_context=0.0, by_principle=0.0)).margins
+    gated = fit(made, config(by_context=0.0)).margins
+    assert float((gated > 0).double().mean()) > 0.95
+    assert float((plain > 0).double().mean()) < 0.8
+
+
+def test_a_held_out_margin_does_not_know_its_own_label() -> None:
+    made = examples(20)
+    before = fit(made, config()).probe
+    turned = dataclasses.replace(
+        made,
+        better=torch.cat([made.worse[:1], made.better[1:]]),
+        worse=torch.cat([made.better[:1], made.worse[1:]]),
+    )
+    after = fit(turned, config()).probe
+    assert before.folds["k0-0"] == 0
+    ratio = after.alphas[0] @ _row(after, made) / (before.alphas[0] @ _row(before, made))
+    assert float(ratio) == pytest.approx(1.0)
+    assert not torch.allclose(after.alphas[-1], before.alphas[-1])
+
+
+def _row(probe: Probe, made: Examples) -> torch.Tensor:
+    """Kernel between the training pairs and the first pair's better response minus its worse."""
+    moved = probe.response_scaling.apply(made.better[:1]) - probe.response_scaling.apply(
+        made.worse[:1]
+    )
+    return gram(
+        (probe.differences, moved),
+        (probe.contexts, probe.context_scaling.unit(made.contexts[:1])),
+        (probe.principles, probe.principle_scaling.unit(made.principles[:1])),
+        by_context=probe.by_context,
+        by_principle=probe.by_principle,
+    )[:, 0]
+
+
+def test_comparisons_that_contradict_the_tests_are_left_out() -> None:
+    tests = examples(24, seed=0)
+    others = examples(60, sign=-torch.ones(60, dtype=torch.float64), seed=50)
+    friends = examples(60, seed=50)
+
+    def mixed(extra: Examples) -> Examples:
+        joined = {
+            name: torch.cat([getattr(tests, name), getattr(extra, name)])
+            for name in ("better", "worse", "contexts", "principles")
+        }
+        return Examples(
+            **joined,
+            is_test=torch.arange(84) < 24,
+            keys=[*tests.keys, *extra.keys],
+            groups=[*tests.groups, *extra.groups],
+        )
+
+    settings = config(comparison_weights=[1.0, 0.0], by_context=0.0, by_principle=0.0)
+    against = fit(mixed(others), settings)
+    assert set(against.comparison_weights) == {0.0}
+    assert float((against.margins[:24] > 0).double().mean()) > 0.9
+    assert set(fit(mixed(friends), settings).comparison_weights) == {1.0}
+
+
+def test_groups_share_a_fold() -> None:
+    assert folds_of(["a", "b", "a", "c", "d"], num_folds=2) == [0, 1, 0, 0, 1]
+
+
+def test_calibration_by_hand() -> None:
+    # Three pairs right and one wrong, all with margin 1: sigmoid(c) = 3/4, so c = log 3.
+    margins = torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
+    assert calibrate(margins) == pytest.approx(math.log(3), abs=1e-9)
+    assert calibrate(-margins) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_saved_probe_gives_the_same_values(tmp_path: Path) -> None:
+    made = examples(16)
+    probe = fit(made, config()).probe
+    probe.save(tmp_path)
+    loaded = Probe.load(tmp_path / PROBE, tmp_path / FOLDS)
+    arguments = (made.better, made.contexts, made.principles, [-1] * 16)
+    assert torch.equal(loaded.values(*arguments), probe.values(*arguments))
+    assert loaded.folds == probe.folds
+
+
+def test_scaling_centres_and_divides() -> None:
+    scaling = Scaling.of(torch.tensor([[1.0, 4.0], [3.0, 4.0]], dtype=torch.float64))
+    assert scaling.apply(torch.tensor([[3.0, 4.0]])).tolist()[0] == pytest.approx(
+        [0.999, 0.0], abs=1e-3
+    )
+    assert scaling.unit(torch.tensor([[9.0, 4.0]])).norm().item() == pytest.approx(1.0)
