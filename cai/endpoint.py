@@ -266,6 +266,7 @@ class Client:
                     try:
                         done.put((key, jobs[key]()))
                     except BaseException as error:
+                        self._stopped.set()
                         done.put(error)
 
         threads = [

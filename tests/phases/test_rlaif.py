@@ -16,6 +16,8 @@ STAGES = [
     "helpfulness",
     "sl_policy",
     "pairs",
+    "feedback_features",
+    "tuned_feedback",
     "feedback_check",
     "comparisons",
     "preference_model",
@@ -66,9 +68,9 @@ def test_records_carry_what_an_auditor_needs(whole: Finished) -> None:
     for comparison in records(whole, "comparisons", Comparison):
         assert len(comparison.principle_ids) == 1
         if comparison.prob_a is not None:
-            assert len(comparison.judgements) == 2
-            mean = sum(j.prob_a for j in comparison.judgements) / 2
-            assert comparison.prob_a == pytest.approx(mean)
+            (judgement,) = comparison.judgements
+            assert judgement.principle_id == comparison.principle_ids[0]
+            assert comparison.prob_a == judgement.prob_a
 
 
 def test_metrics_are_flat_finite_numbers(whole: Finished) -> None:
@@ -144,7 +146,7 @@ def test_a_plan_says_what_is_reused_and_runs_nothing(
     assert artifact_bytes(whole.folder) == before
     fresh = run(tmp_path, *tiny_arguments(tiny_folder), "plan=true")
     assert fresh.code == 0, fresh.output
-    assert "19 of 19 stages would be computed" in fresh.output
+    assert "21 of 21 stages would be computed" in fresh.output
     assert not (tmp_path / "outputs").exists()
 
 
@@ -155,6 +157,8 @@ KILLS = [
     "sl_policy:step=3",
     "sl_policy:checkpoint=2",
     "pairs:done=1",
+    "feedback_features:shard=1",
+    "tuned_feedback:commit=1",
     "comparisons:shard=1",
     "preference_model:step=1",
     "preference_model:checkpoint=1",
