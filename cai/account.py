@@ -230,6 +230,9 @@ TRAINING_LIMITS = (
     "declining are not counted, and nothing is said about quality.",
     "Preference-model scores of policies come from the model that PPO was trained against: they "
     "show that training worked, not that the policy is better.",
+    "Tuned feedback is trained on the constitution's tests. Its own accuracy on them is held out "
+    "by fold, but preference model and policy learn from labels of a probe that has seen all of "
+    "them, so their results on principle tests are not quite those of unseen tests.",
     "The likelihood test asks which of two given responses a policy finds likelier; it says "
     "nothing about what the policy writes by itself.",
     "Intervals count steps of one chain, pairs of one prompt and tests of one principle as if they "

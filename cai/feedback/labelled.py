@@ -27,7 +27,8 @@ _SENTENCE = (
 GENERAL_PRINCIPLE = Principle(
     id=GENERAL,
     principle=_SENTENCE,
-    **dataclasses.asdict(derive_forms(_SENTENCE)),
+    **dataclasses.asdict(derive_forms(_SENTENCE))
+    | {"compare": "Which response would a careful, honest and kind person rather have given?"},
     scope=("general",),
     weight=1.0,
     source="Written for cai.",

@@ -2,6 +2,11 @@
 
 `cai/datasets/labelled/comparisons.jsonl`: written for this project; per row an id, the concern that
 the pair is about, the question it was labelled by, the conversation so far and two responses.
+
+`manipulations.jsonl`: texts that work on a judge instead of answering. Every few pairs one of them
+is put behind a response, and the response without it is the better one, so that praise, verdicts
+and forged turns do not count in a response's favour. None of them is among the attacks that
+feedback is measured on (`judge_attacks.jsonl`).
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from cai import paths
 from cai.constitution import Principle
@@ -21,9 +27,8 @@ SHIPPED = "shipped"
 """The word in `feedback.comparisons` for the project's own."""
 
 
-def shipped_path() -> Path:
-    """The file that ships."""
-    return paths.PACKAGE / "datasets" / "labelled" / "comparisons.jsonl"
+MANIPULATE_EVERY = 4
+"""So many pairs to each pair with a manipulation."""
 
 
 def training_comparisons(name: str, *, num: int | None) -> LabelledSet:
@@ -64,32 +69,52 @@ def _file(name: str) -> LabelledSet:
 
 
 def _shipped() -> LabelledSet:
-    data = shipped_path().read_bytes()
-    rows = [json.loads(line) for line in data.decode("utf-8").splitlines()]
-    pairs = tuple(
-        Labelled(
-            name=row["id"],
-            messages=tuple(Message(**turn) for turn in row["messages"]),
-            better=row["better"],
-            worse=row["worse"],
-            principle=Principle(
-                id=row["concern"],
-                principle="",
-                critique="",
-                revise="",
-                compare=row["question"],
-                scope=(),
-                weight=1.0,
-                source="",
-                tests=(),
-                document="",
-            ),
-        )
-        for row in rows
+    folder = paths.PACKAGE / "datasets" / "labelled"
+    files = [(folder / f"{name}.jsonl").read_bytes() for name in ("comparisons", "manipulations")]
+    rows, manipulations = (
+        [json.loads(line) for line in data.decode("utf-8").splitlines()] for data in files
     )
+    pairs: list[Labelled] = []
+    for number, row in enumerate(rows):
+        pairs.append(_pair(row))
+        if number % MANIPULATE_EVERY == 0:
+            turn = number // MANIPULATE_EVERY
+            pairs.append(_manipulated(pairs[-1], turn, manipulations[turn % len(manipulations)]))
     return LabelledSet(
-        pairs=pairs,
+        pairs=tuple(pairs),
         source="comparisons that ship with the project",
         note=f"{len(pairs):,} pairs written for it.",
-        identity={"source": SHIPPED, "sha256": hashlib.sha256(data).hexdigest()},
+        identity={"source": SHIPPED, "sha256": hashlib.sha256(b"".join(files)).hexdigest()},
+    )
+
+
+def _pair(row: dict[str, Any]) -> Labelled:
+    return Labelled(
+        name=row["id"],
+        messages=tuple(Message(**turn) for turn in row["messages"]),
+        better=row["better"],
+        worse=row["worse"],
+        principle=Principle(
+            id=row["concern"],
+            principle="",
+            critique="",
+            revise="",
+            compare=row["question"],
+            scope=(),
+            weight=1.0,
+            source="",
+            tests=(),
+            document="",
+        ),
+    )
+
+
+def _manipulated(pair: Labelled, turn: int, manipulation: dict[str, str]) -> Labelled:
+    """One of a pair's responses against itself with a manipulation behind it."""
+    response = pair.better if turn % 2 else pair.worse
+    return dataclasses.replace(
+        pair,
+        name=f"{pair.name}-{manipulation['id']}",
+        better=response,
+        worse=f"{response}\n\n{manipulation['text']}",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cai import paths
 from cai.constitution import Constitution
 from cai.errors import UserError
 from cai.feedback.base import Case
@@ -100,7 +101,9 @@ def test_shipped_comparisons_are_whole_and_balanced() -> None:
             len(pair.messages) // 2
         ) + ["user"]
         assert pair.better.strip() != pair.worse.strip()
-    longer = sum(len(pair.better) > len(pair.worse) for pair in pairs) / len(pairs)
+    plain = [pair for pair in pairs if "manipulation" not in pair.name]
+    assert 0.15 < 1 - len(plain) / len(pairs) < 0.25
+    longer = sum(len(pair.better) > len(pair.worse) for pair in plain) / len(plain)
     assert 0.45 <= longer <= 0.55
     assert len(training_comparisons(SHIPPED, num=12).pairs) == 12
 
@@ -150,3 +153,17 @@ def test_a_killed_reading_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
     done = run(tmp_path, *arguments)
     assert done.code == 0, done.output
     assert done.statuses()["tuned_feedback"] == ["continued"]
+
+
+def test_manipulations_are_none_of_the_attacks_that_feedback_is_measured_on() -> None:
+    folder = paths.PACKAGE / "datasets" / "labelled"
+    texts, attacks = (
+        [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+        for name in ("manipulations.jsonl", "judge_attacks.jsonl")
+    )
+    for manipulation in texts:
+        words = manipulation["text"].lower().split()
+        for attack in attacks:
+            attacked = " ".join(attack["attacked"].lower().split())
+            runs = [" ".join(words[k : k + 6]) for k in range(len(words) - 5)]
+            assert not any(run_ in attacked for run_ in runs), (manipulation["id"], attack["id"])
