@@ -4,10 +4,11 @@ Ancestral sampling at a temperature, never truncated (no top-k, no top-p): what 
 must be the law that was sampled from. Row i draws its numbers from its own seed, so a row's text
 depends on its seed, its prompt and the batch it is in, and on nothing that ran before.
 
-Prompts that begin alike (few-shot examples, a system turn) share one prefill: the common prefix is
-computed once with batch size 1 and its keys and values are repeated over the batch; prompts are
-padded on the left between prefix and suffix. Rows that have ended leave the batch when it has
-shrunk to half.
+Prompts that begin alike (few-shot examples, a system turn) share one prefill of the common prefix.
+Rows that have ended leave the batch when it has shrunk to half. Llama-like models on a CPU go
+through the forward pass in `decoding.py`; all others, and models with hooks or adapters, through
+their own and transformers' cache, where the prefix's keys and values are repeated over the batch
+and prompts are padded on the left between prefix and suffix.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from cai import decoding
 from cai.errors import UserError
 
-MIN_PREFIX = 32
+MIN_PREFIX = 16
 """Shorter common prefixes are not worth a pass of their own, tokens."""
+SUMMED = 256
+"""Probabilities that are summed as one before a draw looks inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,89 @@ def row_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class _Rows(Protocol):
+    """The rows of one call, which go on one token at a time."""
+
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], *, shared: int, num_new_tokens: int
+    ) -> torch.Tensor:
+        """Logits (B, V) after prompts that begin with the same `shared` tokens."""
+        ...
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) after one more token per row (B,)."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows."""
+        ...
+
+
+class _CachedRows:
+    """Rows of any causal language model, through its own forward pass and transformers' cache."""
+
+    def __init__(
+        self, model: PreTrainedModel, pad_id: int, prefixes: dict[tuple[int, ...], DynamicCache]
+    ) -> None:
+        self.model = model
+        self.pad_id = pad_id
+        self._prefixes = prefixes
+        self._cache = DynamicCache()
+        self._mask = torch.empty(0, 0, dtype=torch.long)
+
+    def _prefix_cache(self, prefix: tuple[int, ...], batch: int) -> DynamicCache:
+        if not prefix:
+            return DynamicCache()
+        if prefix not in self._prefixes:
+            cache = DynamicCache()
+            ids = torch.tensor([prefix], device=self.model.device)
+            self.model(ids, past_key_values=cache, logits_to_keep=1)
+            self._prefixes.clear()
+            self._prefixes[prefix] = cache
+        cache = copy.deepcopy(self._prefixes[prefix])
+        cache.batch_repeat_interleave(batch)
+        return cache
+
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], *, shared: int, num_new_tokens: int
+    ) -> torch.Tensor:
+        """Logits (B, V) after left-padded prompts; nothing is allocated for new tokens."""
+        suffixes = [prompt[shared:] for prompt in prompts]
+        width = max(map(len, suffixes))
+        device = self.model.device
+        ids = torch.full((len(prompts), width), self.pad_id, device=device)
+        mask = torch.zeros((len(prompts), shared + width), dtype=torch.long, device=device)
+        mask[:, :shared] = 1
+        for row, suffix in enumerate(suffixes):
+            ids[row, width - len(suffix) :] = torch.tensor(suffix, device=device)
+            mask[row, shared + width - len(suffix) :] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
+        self._cache = self._prefix_cache(tuple(prompts[0][:shared]), len(prompts))
+        self._mask = mask
+        return self._logits(ids, positions)
+
+    def _logits(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        out = self.model(
+            ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) after one more token per row (B,)."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        return self._logits(tokens[:, None], self._mask.sum(1, keepdim=True) - 1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows."""
+        kept = torch.tensor(rows, device=self._mask.device)
+        self._cache.batch_select_indices(kept)
+        self._mask = self._mask[kept]
+
+
 class Generator:
     """Samples from, and scores with, one causal language model.
 
@@ -56,56 +144,17 @@ class Generator:
         self.model = model.eval()
         self.eos_id = eos_id
         self.max_context = max_context
-        self._prefixes: dict[tuple[int, ...], DynamicCache] = {}
+        self._read: dict[tuple[int, ...], decoding.Group] = {}
+        self._cached: dict[tuple[int, ...], DynamicCache] = {}
 
     def fits(self, prompt: Sequence[int], max_new_tokens: int) -> bool:
         """Whether a prompt leaves room for its response."""
         return len(prompt) + max_new_tokens <= self.max_context
 
-    def _common_prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-        first = prompts[0]
-        length = min(len(prompt) for prompt in prompts) - 1
-        for prompt in prompts[1:]:
-            while tuple(prompt[:length]) != tuple(first[:length]):
-                length = next(i for i in range(length) if prompt[i] != first[i])
-        return tuple(first[:length]) if length >= MIN_PREFIX and len(prompts) > 1 else ()
-
-    def _prefix_cache(self, prefix: tuple[int, ...], batch: int) -> DynamicCache:
-        if not prefix:
-            return DynamicCache()
-        if prefix not in self._prefixes:
-            cache = DynamicCache()
-            ids = torch.tensor([prefix], device=self.model.device)
-            self.model(ids, past_key_values=cache, logits_to_keep=1)
-            self._prefixes = {prefix: cache}
-        cache = copy.deepcopy(self._prefixes[prefix])
-        cache.batch_repeat_interleave(batch)
-        return cache
-
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]]
-    ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-        """Next-token logits (B, V), cache and mask (B, S) of left-padded prompts."""
-        prefix = self._common_prefix(prompts)
-        suffixes = [prompt[len(prefix) :] for prompt in prompts]
-        width = max(map(len, suffixes))
-        device = self.model.device
-        ids = torch.full((len(prompts), width), self.eos_id, device=device)
-        mask = torch.zeros((len(prompts), len(prefix) + width), dtype=torch.long, device=device)
-        mask[:, : len(prefix)] = 1
-        for row, suffix in enumerate(suffixes):
-            ids[row, width - len(suffix) :] = torch.tensor(suffix, device=device)
-            mask[row, len(prefix) + width - len(suffix) :] = 1
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(prefix) :]
-        cache = self._prefix_cache(prefix, len(prompts))
-        out = self.model(
-            ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1], cache, mask
+    def _rows(self) -> _Rows:
+        if decoding.supported(self.model):
+            return decoding.Rows(self.model, self._read)
+        return _CachedRows(self.model, self.eos_id, self._cached)
 
     @torch.inference_mode()
     def next_token_logprobs(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -116,13 +165,20 @@ class Generator:
         layer keeps its own.
         """
         head = self.model.get_output_embeddings()
+        bias = None if head.bias is None else head.bias.float()
+        shared = _common_prefix(prompts)
+        if decoding.supported(self.model):
+            rows = decoding.Rows(self.model, self._read)
+            hidden = rows.read(prompts, shared=shared, num_new_tokens=0)
+            logits = functional.linear(hidden.float(), head.weight.float(), bias)
+            return logits.log_softmax(-1)
         inputs: list[torch.Tensor] = []
         hook = head.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
         try:
-            logits = self._prefill(prompts)[0].float()
+            cached = _CachedRows(self.model, self.eos_id, self._cached)
+            logits = cached.prefill(prompts, shared=shared, num_new_tokens=0).float()
         finally:
             hook.remove()
-        bias = None if head.bias is None else head.bias.float()
         exact = functional.linear(inputs[-1][:, -1].float(), head.weight.float(), bias)
         if (exact - logits).abs().max() <= 0.02 * logits.abs().max():
             logits = exact
@@ -153,52 +209,70 @@ class Generator:
                 for seed in seeds
             ]
         ).to(self.model.device)
-        logits, cache, mask = self._prefill(prompts)
-        active = torch.arange(len(prompts), device=self.model.device)
+        batch = self._rows()
+        shared = _common_prefix(prompts)
+        logits = batch.prefill(prompts, shared=shared, num_new_tokens=max_new_tokens)
+        active = list(range(len(prompts)))
         ids: list[list[int]] = [[] for _ in prompts]
         totals = [0.0] * len(prompts)
         for step in range(max_new_tokens):
             chosen, logprobs = _draw(logits, draws[active, step], temperature)
-            rows, tokens, values = active.tolist(), chosen.tolist(), logprobs.tolist()
-            for row, token, value in zip(rows, tokens, values, strict=True):
+            for row, token, value in zip(active, chosen.tolist(), logprobs.tolist(), strict=True):
                 if not ids[row] or ids[row][-1] != self.eos_id:
                     ids[row].append(token)
                     totals[row] += value
-            alive = torch.tensor([ids[row][-1] != self.eos_id for row in rows])
-            if step + 1 == max_new_tokens or not alive.any():
+            alive = [place for place, row in enumerate(active) if ids[row][-1] != self.eos_id]
+            if step + 1 == max_new_tokens or not alive:
                 break
-            if 2 * int(alive.sum()) <= len(rows):
-                kept = alive.nonzero()[:, 0].to(mask.device)
-                cache.batch_select_indices(kept)
-                active, mask, chosen = active[kept], mask[kept], chosen[kept]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self.model(
-                chosen[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-            ).logits[:, -1]
+            if 2 * len(alive) <= len(active):
+                batch.keep(alive)
+                active, chosen = [active[place] for place in alive], chosen[alive]
+            logits = batch.step(chosen)
         return [
             Tokens(ids=tuple(row), logprob=total, finished=row[-1] == self.eos_id)
             for row, total in zip(ids, totals, strict=True)
         ]
 
 
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, without any prompt's last; 0 when not worth a pass."""
+    first = prompts[0]
+    length = min(len(prompt) for prompt in prompts) - 1
+    for prompt in prompts[1:]:
+        while tuple(prompt[:length]) != tuple(first[:length]):
+            length = next(i for i in range(length) if prompt[i] != first[i])
+    return length if length >= MIN_PREFIX and len(prompts) > 1 else 0
+
+
 def _draw(
     logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Invert the cumulative distribution at each row's uniform number; ids (B,), logprobs (B,)."""
-    logprobs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
-    if not bool(torch.isfinite(logprobs).any(-1).all()):
+    logits = logits.float()
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.argmax(-1) if temperature == 0 else _invert(logprobs.exp(), uniforms)
+    values = logprobs.gather(-1, chosen[:, None])[:, 0]
+    if not bool(torch.isfinite(values).all()):
         raise UserError(
             "the model's next-token probabilities are not finite, so nothing can be sampled. After "
             "training: lower the learning rate; otherwise type hardware.precision=fp32"
         )
-    if temperature == 0:
-        chosen = logprobs.argmax(-1)
-    else:
-        cumulative = logprobs.double().exp().cumsum(-1)
-        target = uniforms[:, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
-        chosen = chosen.clamp(max=logits.shape[-1] - 1)
-    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
+    return chosen, values
+
+
+def _invert(shares: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """First id (B,) at which the sum of shares (B, V) exceeds a uniform number's part of it.
+
+    Sums are float64, of blocks first and then inside one block, which spares most of the additions.
+    """
+    size = shares.shape[-1]
+    blocks = functional.pad(shares, (0, -size % SUMMED)).view(len(shares), -1, SUMMED)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniforms[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[-1] - 1)
+    before = functional.pad(ends, (1, 0)).gather(-1, block)
+    inside = blocks[torch.arange(len(shares), device=shares.device), block[:, 0]]
+    place = torch.searchsorted(inside.double().cumsum(-1), target - before, right=True)
+    return (block * SUMMED + place.clamp(max=SUMMED - 1))[:, 0].clamp(max=size - 1)

@@ -27,7 +27,7 @@ SHIPPED = "shipped"
 """The word in `feedback.comparisons` for the project's own."""
 
 
-MANIPULATE_EVERY = 4
+MANIPULATE_EVERY = 24
 """So many pairs to each pair with a manipulation."""
 
 
