@@ -406,9 +406,7 @@ class Rows:
         """Logits (R, V) after prompts that begin with the same `shared` tokens."""
         return self.decoder.head(self.read(prompts, shared=shared, num_new_tokens=num_new_tokens))
 
-    def read(
-        self, prompts: Sequence[Sequence[int]], *, shared: int, num_new_tokens: int
-    ) -> Tensor:
+    def read(self, prompts: Sequence[Sequence[int]], *, shared: int, num_new_tokens: int) -> Tensor:
         """Final hidden states (R, H) after prompts that begin with the same `shared` tokens."""
         prefix = self._prefix(tuple(prompts[0][:shared])) if shared else None
         rows_of: dict[tuple[int, ...], list[int]] = {}

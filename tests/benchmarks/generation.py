@@ -28,6 +28,7 @@ from cai.types import Message
 
 NUM_ROWS = 16
 NEW_TOKENS = 24
+BATCH = 32
 UNUSED_ID = 49151
 """A token that is hardly ever sampled, in place of the end: every way samples as many tokens."""
 
@@ -91,6 +92,33 @@ def _sample(base: BaseModel, prompts: list[list[int]], *, share_prefix: bool) ->
         generation.MIN_PREFIX = usual
 
 
+def _different_prompts(base: BaseModel) -> list[list[int]]:
+    """32 prompts of 124 to 400 tokens without a common beginning."""
+    words = base.encoder.text_ids("People ask about many things and hope for a short answer. " * 40)
+    lengths = [124 + (276 * row) // (BATCH - 1) for row in range(BATCH)]
+    return [[100 + row, *words[: length - 1]] for row, length in enumerate(lengths)]
+
+
+def _batched_generate(base: BaseModel, prompts: list[list[int]], num: int) -> None:
+    """transformers' own `generate`, greedy, all prompts in one left-padded batch."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), base.eos_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    with torch.inference_mode():
+        base.model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=num, min_new_tokens=num
+        )
+
+
+def _greedy(base: BaseModel, prompts: list[list[int]], num: int) -> None:
+    generator = generation.Generator(base.model, eos_id=UNUSED_ID, max_context=2048)
+    seeds = list(range(len(prompts)))
+    generator.sample(prompts, seeds=seeds, max_new_tokens=num, temperature=0.0)
+
+
 def _score(base: BaseModel, prompts: list[list[int]]) -> None:
     base.generator().next_token_logprobs(prompts)
 
@@ -108,12 +136,20 @@ def _table(title: str, rows: dict[str, Callable[[], None]]) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     base = _base()
     print(f"{base.base_id}, {base.model.dtype}, one thread, {NUM_ROWS} prompts")
+    different = _different_prompts(base)
+    _table(
+        f"Generation, {BATCH} prompts of 124 to 400 tokens, 64 new tokens, greedy",
+        {
+            "transformers generate, one batch": lambda: _batched_generate(base, different, 64),
+            "cai, one batch": lambda: _greedy(base, different, 64),
+        },
+    )
     critiques, judged = _critique_prompts(base), _judge_prompts(base)
     _table(
         f"Critiques, {NEW_TOKENS} new tokens after {len(critiques[0])} prompt tokens",

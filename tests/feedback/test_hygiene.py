@@ -4,7 +4,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.constitution import Constitution
@@ -71,23 +71,27 @@ FRAGMENTS = st.sampled_from(
 TEXTS = st.one_of(st.text(), st.lists(FRAGMENTS, max_size=12).map("".join))
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     once = clean(text)
     assert clean(once) == once
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_cleaning_lengthens_no_more_than_nfkc_of_each_character(text: str) -> None:
     assert len(clean(text)) <= sum(max(1, len(unicodedata.normalize("NFKC", c))) for c in text)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=0x17F, exclude_categories=["Cc", "Cf", "Zs"])))
 def test_composed_latin_text_stays_as_it_is(text: str) -> None:
     composed = unicodedata.normalize("NFC", text)
     assert clean(composed) == composed
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_what_is_shown_is_clean_and_bounded(text: str) -> None:
     long = f"{text}{'x' * MAX_CHARS}{text}"
