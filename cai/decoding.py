@@ -59,8 +59,14 @@ def supported(model: PreTrainedModel) -> bool:
         and config.rope_parameters["rope_type"] in STATIC_ROPE
         and "sliding_attention" not in (getattr(config, "layer_types", None) or ())
         and all(type(module) is nn.Linear for module in [*linear, model.lm_head])
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        and not any(_is_changed(module) for module in model.modules())
     )
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether someone looks into, or has replaced, what the module computes."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def _projections(layer: nn.Module) -> list[nn.Linear]:
@@ -71,7 +77,8 @@ def _projections(layer: nn.Module) -> list[nn.Linear]:
     ]
 
 
-def _can_pack(model: PreTrainedModel) -> bool:
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether oneDNN multiplies the model's numbers here, and a copy of them is affordable."""
     if not torch.backends.mkldnn.is_available():
         return False
     if model.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -92,7 +99,8 @@ class _Linear:
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         if packed:
-            weight = torch.cat([layer.weight.detach() for layer in layers])
+            weights = [layer.weight.detach() for layer in layers]
+            weight = torch.cat(weights) if len(weights) > 1 else weights[0]
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
             if layers[0].bias is not None:
                 self.bias = torch.cat([layer.bias.detach() for layer in layers])
@@ -205,10 +213,10 @@ class Decoder:
 
     Args:
         model: A supported model; changes of its weights after this are not seen.
+        packed: Whether to copy the weights into oneDNN's layout; see `can_pack`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        packed = _can_pack(model)
+    def __init__(self, model: PreTrainedModel, *, packed: bool) -> None:
         attention = model.model.layers[0].self_attn
         self.dtype = model.dtype
         self.kv_heads: int = model.config.num_key_value_heads
@@ -234,7 +242,7 @@ class Decoder:
     def _qkv(
         self, layer: _Layer, x: Tensor, rotations: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N K, G, D), keys and values (N K, D) of the residual stream (N, H)."""
+        """Queries (N, K G, D), keys and values (N, K, D) of the residual stream (N, H)."""
         num = self.kv_heads * self.per_head
         heads = layer.qkv(layer.before_attention(x)).view(len(x), -1, self.head_dim)
         turned = heads[:, : num + self.kv_heads]
@@ -243,9 +251,7 @@ class Decoder:
             turned = torch.cat([of_queries(turned[:, :num]), of_keys(turned[:, num:])], 1)
         cos, sin = rotations
         turned = (turned * cos).addcmul_(turned.roll(self.head_dim // 2, -1), sin)
-        q = turned[:, :num].reshape(-1, self.per_head, self.head_dim)
-        v = heads[:, num + self.kv_heads :]
-        return q, turned[:, num:].flatten(0, 1), v.flatten(0, 1)
+        return turned[:, :num], turned[:, num:], heads[:, num + self.kv_heads :]
 
     def _scores(self, q: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
         """Scaled products (.., M, S) of queries (.., M, D) and keys (.., S, D), plus a mask."""
@@ -263,11 +269,11 @@ class Decoder:
         for a in range(0, len(q), ATTENDED):
             b = min(len(q), a + ATTENDED)
             # Products and softmax are slow where a width is not a multiple of a register's.
-            seen = min(-(-(before + b) // ALIGNED) * ALIGNED, keys.shape[1])
+            seen = -(-(before + b) // ALIGNED) * ALIGNED
             block = q[a:b].permute(1, 2, 0, 3).reshape(kv, -1, dim)
             scores = self._scores(block, keys[:, :seen])
             new = seen - before - a
-            scores.view(kv * per_head, b - a, seen)[..., -new:] += self._future[: b - a, :new]
+            scores.view(kv * per_head, b - a, seen)[..., -new:].add_(self._future[: b - a, :new])
             block = torch.bmm(scores.softmax(-1), values[:, :seen])
             out[a:b] = block.view(kv, per_head, b - a, dim).permute(2, 0, 1, 3)
 
@@ -295,9 +301,9 @@ class Decoder:
     def _attend_prompts(
         self, q: Tensor, lengths: Sequence[int], group: Group, number: int
     ) -> Tensor:
-        """Causal attention of whole prompts (N K, G, D), row by row; (N, K G D)."""
-        q = q.view(-1, self.kv_heads, self.per_head, self.head_dim)
-        out = torch.empty_like(q)
+        """Causal attention of whole prompts (N, K G, D), row by row; (N, K G D)."""
+        q = q.unflatten(1, (self.kv_heads, self.per_head))
+        out = q.new_empty(q.shape)
         for row, (q_row, out_row) in enumerate(
             zip(q.split(lengths), out.split(lengths), strict=True)
         ):
@@ -357,14 +363,13 @@ class Decoder:
         for number, layer in enumerate(self.layers):
             q, k, v = self._qkv(layer, x, rotations)
             for block, tokens in ((group.keys[number], k), (group.values[number], v)):
-                parts = tokens.view(len(x), self.kv_heads, -1).split(lengths)
-                for row, part in enumerate(parts):
+                for row, part in enumerate(tokens.split(lengths)):
                     heads, own = group.own(row)
                     block[heads, own.stop - len(part) : own.stop] = part.transpose(0, 1)
             if number + 1 < len(self.layers):
                 attended = self._attend_prompts(q, lengths, group, number)
             else:
-                x, q = x[last], q.view(len(x), -1)[last].view(-1, *q.shape[1:])
+                x, q = x[last], q[last].view(-1, self.per_head, self.head_dim)
                 attended = self._attend(q, group, number).view(len(x), -1)
             x = layer.finish(x, attended)
         return self.norm(x), group
@@ -375,12 +380,14 @@ class Decoder:
         sizes = [len(group.mask) for group in groups]
         x = self._embedding(tokens)
         for number, layer in enumerate(self.layers):
-            parts = (part.split(sizes) for part in self._qkv(layer, x, rotations))
+            q, k, v = self._qkv(layer, x, rotations)
+            q = q.reshape(-1, self.per_head, self.head_dim)
+            parts = (part.split(sizes) for part in (q, k.flatten(0, 1), v.flatten(0, 1)))
             attended = []
-            for group, q, k, v in zip(groups, *parts, strict=True):
-                group.keys[number][:, group.used - 1] = k
-                group.values[number][:, group.used - 1] = v
-                attended.append(self._attend(q, group, number))
+            for group, own_q, own_k, own_v in zip(groups, *parts, strict=True):
+                group.keys[number][:, group.used - 1] = own_k
+                group.values[number][:, group.used - 1] = own_v
+                attended.append(self._attend(own_q, group, number))
             x = layer.finish(x, torch.cat(attended).view(len(x), -1))
         return self.norm(x)
 
@@ -394,7 +401,7 @@ class Rows:
     """
 
     def __init__(self, model: PreTrainedModel, prefixes: dict[tuple[int, ...], Group]) -> None:
-        self.decoder = Decoder(model)
+        self.decoder = Decoder(model, packed=can_pack(model))
         self.groups: list[Group] = []
         self._prefixes = prefixes
         self._places: list[int] = []

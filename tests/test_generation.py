@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cai.errors import UserError
-from cai.generation import Generator, _draw
+from cai.generation import BLOCK, Generator, _draw, _invert, _largest
 from tests.tiny import tiny_model
 
 EOS = 2
@@ -96,9 +96,35 @@ def test_draws_follow_the_distribution() -> None:
     assert torch.allclose(logprobs, probabilities.log()[chosen], atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [5, BLOCK, BLOCK + 1, 1000])
+def test_sums_of_blocks_draw_what_one_long_sum_draws(size: int) -> None:
+    torch.manual_seed(0)
+    shares = (3 * torch.randn(2000, size)).softmax(-1)
+    shares[:, ::3] = 0
+    uniforms = torch.rand(2000, dtype=torch.float64)
+    uniforms[0] = 0.0
+    cumulative = shares.double().cumsum(-1)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    expected = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    assert torch.equal(_invert(shares, uniforms), expected)
+
+
+@pytest.mark.parametrize("size", [5, BLOCK, BLOCK + 1, 1000])
+def test_the_largest_is_the_first_of_the_largest(size: int) -> None:
+    torch.manual_seed(0)
+    values = torch.randint(-9, 0, (500, size)).float()
+    values[0] = -torch.inf
+    expected = torch.tensor([row.index(max(row)) for row in values.tolist()])
+    assert torch.equal(_largest(values), expected)
+
+
 def test_probabilities_that_are_not_finite_stop_the_run() -> None:
-    with pytest.raises(UserError, match="not finite"):
-        _draw(torch.full((1, 4), float("nan")), torch.tensor([0.5], dtype=torch.float64), 1.0)
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    for bad in (torch.full((4,), float("nan")), torch.full((4,), -torch.inf)):
+        logits = torch.stack([torch.zeros(4), bad])
+        for temperature in (0.0, 0.7, 1.0):
+            with pytest.raises(UserError, match="not finite"):
+                _draw(logits, half, temperature)
 
 
 def test_next_token_logprobs_are_normalised_and_padding_invariant() -> None:

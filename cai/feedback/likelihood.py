@@ -25,7 +25,7 @@ from cai.feedback_config import LikelihoodConfig
 from cai.tokens import ChatEncoder
 from cai.types import Message, Unjudged
 
-MAX_BATCH_TOKENS = 2048
+MAX_BATCH_TOKENS = 1024
 """Padded tokens that are scored in one forward pass; limits the memory for logits."""
 
 
