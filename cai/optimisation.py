@@ -17,9 +17,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 
-from cai.config import OptimizerConfig
 from cai.errors import UserError
 from cai.faults import fault
+from cai.training_config import OptimizerConfig
 
 
 class NonFiniteError(UserError):

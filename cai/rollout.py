@@ -38,9 +38,9 @@ from cai.batches import (
     split_by_length,
     token_batch,
 )
-from cai.config import PPOConfig
 from cai.heads import ScoreHead, seeded_generator, token_logprobs
 from cai.optimisation import NonFiniteError
+from cai.training_config import PPOConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

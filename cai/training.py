@@ -26,7 +26,7 @@ from peft import PeftModel
 
 from cai import adapters
 from cai.checkpoints import VerifiedCheckpointIO, checkpoint_path, newest, prune, step_of
-from cai.config import HardwareConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.config import HardwareConfig
 from cai.faults import fault
 from cai.heads import ScoreHead
 from cai.loaders import (
@@ -42,6 +42,7 @@ from cai.modules.preference_model import PreferenceModule
 from cai.modules.sft import SFTModule
 from cai.rollout import Heads, RolloutBatch, Sampled, build_rollouts
 from cai.seeds import derive_seed
+from cai.training_config import PPOConfig, PreferenceModelConfig, SLPolicyConfig
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Called with (steps done, metrics) after every step; see `fit`."""

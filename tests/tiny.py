@@ -11,17 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cai import adapters
 from cai.choices import EngineName, KLControl, KLEstimator, Precision, RevisionsUsed
-from cai.config import (
-    HardwareConfig,
-    OptimizerConfig,
-    PPOConfig,
-    PreferenceModelConfig,
-    SLPolicyConfig,
-)
+from cai.config import HardwareConfig
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
 from cai.model_config import EngineConfig, LoRAConfig
 from cai.rollout import Heads, Sampled
+from cai.training_config import OptimizerConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
 
 VOCAB_SIZE = 300
 EOS_ID = 2

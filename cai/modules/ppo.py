@@ -59,12 +59,12 @@ from torch import Tensor
 from cai import losses
 from cai.adapters import base_dtype, same_adapter
 from cai.choices import KLControl
-from cai.config import PPOConfig
 from cai.errors import UserError
 from cai.heads import ScoreHead
 from cai.losses import masked_mean
 from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
 from cai.rollout import RolloutBatch, plan_minibatches, take, view_tokens
+from cai.training_config import PPOConfig
 
 RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest mean |ratio - 1| on a round's first minibatch."""

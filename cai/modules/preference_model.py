@@ -17,10 +17,10 @@ from peft import PeftModel
 
 from cai.adapters import forward_hidden
 from cai.batches import PairBatch
-from cai.config import PreferenceModelConfig
 from cai.heads import ScoreHead
 from cai.losses import preference_loss
 from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+from cai.training_config import PreferenceModelConfig
 
 
 class PreferenceModule(LightningModule):

@@ -16,10 +16,10 @@ from peft import PeftModel
 
 from cai.adapters import forward_hidden
 from cai.batches import TokenBatch
-from cai.config import SLPolicyConfig
 from cai.heads import token_logprobs
 from cai.losses import sft_loss
 from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+from cai.training_config import SLPolicyConfig
 
 
 class SFTModule(LightningModule):

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from cai import adapters, training
 from cai.artifacts import Artifact, Work, write_atomically
-from cai.config import PPOConfig
 from cai.context import RunContext, Stage
 from cai.errors import UserError
 from cai.model_config import ModelConfig
@@ -20,6 +19,7 @@ from cai.rollout import Heads, RolloutBatch, Sampled
 from cai.seeds import derive_seed, python_rng
 from cai.stages.sampling import training_prompts
 from cai.stages.training import ADAPTER, detached, reported, save, training_identity
+from cai.training_config import PPOConfig
 from cai.types import Prompt, PromptKind, Rollout, Sample, dump_line
 
 ROLLOUTS = "rollouts.jsonl"

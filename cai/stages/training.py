@@ -16,7 +16,7 @@ from cai import adapters, data, training
 from cai.artifacts import Artifact, Work
 from cai.checkpoints import newest, step_of
 from cai.choices import RevisionsUsed
-from cai.config import ComparisonSourceConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.config import ComparisonSourceConfig
 from cai.context import Curve, RunContext, Stage
 from cai.errors import UserError
 from cai.feedback.measures import a_is_longer
@@ -27,6 +27,7 @@ from cai.models import POLICY, PREFERENCE, BaseModel, role_key
 from cai.progress import bar
 from cai.rollout import score_responses
 from cai.seeds import derive_seed, python_rng
+from cai.training_config import PreferenceModelConfig, SLPolicyConfig
 from cai.types import (
     Comparison,
     Message,
