@@ -16,17 +16,18 @@ import yaml
 from cai import chapters
 from cai.artifacts import Artifact
 from cai.chapters import Outputs
-from cai.config import Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
+from cai.config import ComparedConfig, Config, EvaluateConfig, SLCAIConfig
 from cai.context import RunContext, versions
 from cai.critique_story import critique_metrics, critique_story, revisions_metrics
+from cai.dpo_story import dpo_story
 from cai.feedback import gate
 from cai.feedback.attacks import attack_metrics
 from cai.feedback.ensemble import label_notes
-from cai.feedback_config import EndpointConfig, EnsembleConfig, FeedbackConfig
 from cai.job import Job
-from cai.model_config import ModelConfig
 from cai.models import dtype_of
-from cai.phases import evaluate, rlaif
+from cai.phases import dpo, evaluate, rlaif
+from cai.preference_measures import preference_metrics
+from cai.roles import feedback_roles, name_of, roles
 from cai.statistics import Estimate
 from cai.story import (
     FeedbackStory,
@@ -103,7 +104,8 @@ def tell(
         if trained
         else None,
         feedback=feedback,
-        preference_model=chapters.preference_story(outputs, records, counts),
+        preference_model=chapters.preference_story(outputs, records, counts, bootstrap),
+        dpo=dpo_story(config, outputs, records, counts, bootstrap),
         ppo=chapters.ppo_story(config, outputs, counts),
         examples=chapters.examples(records.evaluated),
         evaluation=chapters.evaluation_story(records, bootstrap) if trained else None,
@@ -124,7 +126,9 @@ def tell(
     target = f"eval/{policies[-1]}/likelihood_accuracy" if policies else "feedback/accuracy"
     adapters = [trained.sl_policy] if trained else []
     if isinstance(outputs, rlaif.Outputs):
-        adapters += [outputs.preference_model, outputs.policy]
+        adapters.append(outputs.preference_model.artifact)
+    if isinstance(outputs, chapters.Compared):
+        adapters.append(outputs.policy)
     return Account(
         story=story,
         metrics=metrics,
@@ -163,10 +167,25 @@ def _tables(records: chapters.Records) -> dict[str, Table]:
         ]
         for check in records.checks
     ]
+    predictions = [
+        [
+            pair.name,
+            ", ".join(pair.principle_ids),
+            f"{pair.prob_a:.3f}",
+            f"{pair.predicted:.3f}",
+            ", ".join(f"{score:.3f}" for score in pair.scores_a),
+            ", ".join(f"{score:.3f}" for score in pair.scores_b),
+        ]
+        for pair in (*records.held_out, *records.pm_tests)
+    ]
     found = {
         "samples": Table(
             columns=("prompt_id", "kind", "prompt", "policy", "response", "score", "refusal"),
             rows=samples,
+        ),
+        "predictions": Table(
+            columns=("pair", "principle", "label", "predicted", "scores_a", "scores_b"),
+            rows=predictions,
         ),
         "feedback_check": Table(
             columns=("pair", "principle", "prompt", "better", "worse", "p_better", "unjudged"),
@@ -179,12 +198,11 @@ def _tables(records: chapters.Records) -> dict[str, Table]:
 def _headline(
     config: Config, job: Job, context: RunContext, *, started: str, seconds: float
 ) -> Headline:
-    policy = {} if isinstance(config.phase, EvaluateConfig) else {"policy": config.model.name}
     precision = str(dtype_of(context.hardware)).removeprefix("torch.")
     return Headline(
         phase=config.phase.name,
         constitution=context.constitution.name,
-        models=policy | _roles(config),
+        models=_roles(config),
         seed=config.seed,
         command=job.command,
         started=started,
@@ -197,47 +215,37 @@ def _headline(
 
 
 def _roles(config: Config) -> dict[str, str]:
-    """Every role but the policy's, and the name of its model."""
-    phase = config.phase
-    critics = phase.critique_models if isinstance(phase, SLCAIConfig) else {}
-    found = {f"critique model ({name})": model.name for name, model in critics.items()}
-    if isinstance(phase, RLAIFConfig | EvaluateConfig) or config.evaluation.num_critique_controls:
-        found |= _feedback_roles(config.feedback, phase.feedback_model, role="feedback model")
-    return found
+    """Every role, and the name of its model."""
+    return {role: name_of(asked) for role, asked in roles(config).items()}
 
 
 def _judge(config: Config) -> str:
     """The feedback's method and models."""
-    models = _feedback_roles(config.feedback, config.phase.feedback_model, role="").values()
-    return f"{config.feedback.method} on {', '.join(dict.fromkeys(models))}"
-
-
-def _feedback_roles(config: FeedbackConfig, default: ModelConfig, *, role: str) -> dict[str, str]:
-    match config:
-        case EnsembleConfig():
-            found: dict[str, str] = {}
-            for name, member in config.members.items():
-                found |= _feedback_roles(member, default, role=f"feedback model ({name})")
-            return found
-        case EndpointConfig():
-            return {role: f"{config.server.model} (server)"}
-        case _:
-            return {role: (config.model or default).name}
+    asked = feedback_roles(config.feedback, config.phase.feedback_model).values()
+    return f"{config.feedback.method} on {', '.join(dict.fromkeys(map(name_of, asked)))}"
 
 
 TRAINING_LIMITS = (
     "Refusals are explicit ones, found by rules on wording: answers that lecture or evade without "
     "declining are not counted, and nothing is said about quality.",
-    "Preference-model scores of policies come from the model that PPO was trained against: they "
-    "show that training worked, not that the policy is better.",
     "Tuned feedback is trained on the constitution's tests. Its own accuracy on them is held out "
-    "by fold, but preference model and policy learn from labels of a probe that has seen all of "
+    "by fold, but preference models and policies learn from labels of a probe that has seen all of "
     "them, so their results on principle tests are not quite those of unseen tests.",
     "The likelihood test asks which of two given responses a policy finds likelier; it says "
     "nothing about what the policy writes by itself.",
     "Intervals count steps of one chain, pairs of one prompt and tests of one principle as if they "
     "were independent, so they are somewhat narrow, and they do not cover other seeds; compare "
     "several seeds before believing a difference.",
+)
+PPO_LIMITS = (
+    "Preference-model scores of policies come from the model that PPO was trained against: they "
+    "show that training worked, not that the policy is better.",
+)
+DPO_LIMITS = (
+    "DPO learns from pairs that the SL-CAI policy sampled beforehand: nothing that the trained "
+    "policy writes by itself was ever compared, and it may move to texts of which no label speaks.",
+    "Implicit rewards are the policy's own: that they agree with labels of held-out pairs shows "
+    "that the labels were learned, not that the policy's responses are better.",
 )
 FEEDBACK_LIMITS = (
     "The labels of the pairs are taken for the truth: people disagree about such pairs, and files "
@@ -248,7 +256,15 @@ FEEDBACK_LIMITS = (
 
 
 def _limits(outputs: Outputs) -> tuple[str, ...]:
-    return FEEDBACK_LIMITS if isinstance(outputs, evaluate.Outputs) else TRAINING_LIMITS
+    match outputs:
+        case evaluate.Outputs():
+            return FEEDBACK_LIMITS
+        case rlaif.Outputs():
+            return TRAINING_LIMITS + PPO_LIMITS
+        case dpo.Outputs():
+            return TRAINING_LIMITS + DPO_LIMITS
+        case _:
+            return TRAINING_LIMITS
 
 
 def _can_show(outputs: Outputs) -> tuple[str, ...]:
@@ -307,10 +323,10 @@ def _cannot_show(config: Config) -> tuple[str, ...]:
         f"run used {config.phase.prompts.num_red_team} and {config.model.name}.",
         "Whether people would prefer the result: no person judged anything here.",
     ]
-    if config.data.human_comparisons.path is None and isinstance(config.phase, RLAIFConfig):
+    if config.data.human_comparisons.path is None and isinstance(config.phase, ComparedConfig):
         found.append(
             "Whether helpfulness would survive longer training: no human helpfulness comparisons "
-            "were mixed into the preference model (data.human_comparisons.path)."
+            "were mixed into the AI comparisons (data.human_comparisons.path)."
         )
     return tuple(found)
 
@@ -337,9 +353,13 @@ def _metrics(story: RunStory) -> dict[str, float]:
         for name, value in revisions_metrics(revisions.outcomes, revisions.tail):
             add(name, value)
     if model := story.preference_model:
-        add("pm/accuracy", model.accuracy)
-        add("pm/principle_test_accuracy", model.principle_tests)
-        add("pm/calibration_error", model.calibration_error)
+        for name, value in preference_metrics(model.measured, group="preference_model"):
+            add(name, value)
+    if direct := story.dpo:
+        for name, value in preference_metrics(direct.measured, group="dpo"):
+            add(name, value)
+        add("dpo/margin", direct.margin)
+        add("dpo/preferred_reward", direct.preferred_reward)
     for row in story.evaluation.rows if story.evaluation else ():
         group = f"eval/{row.policy}/{row.kind}"
         add(f"{group}/refusal_rate", row.refusal_rate)

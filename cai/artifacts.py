@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +68,7 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -85,6 +85,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             "run the same command again."
         ) from error
     _fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a JSON file whose bytes are a function of the value."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, indent=1, sort_keys=True)
+    write_atomically(path, (text + "\n").encode("ascii"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,11 @@ class TokenBatch:
         """Hidden states (B, H) at each sequence's last token."""
         return hidden_BSH[torch.arange(len(self.last_B), device=self.last_B.device), self.last_B]
 
+    def sums(self, values_N: Tensor) -> Tensor:
+        """Sums (B,) of the response tokens' values; 0 for a sequence without any."""
+        spread_BS = values_N.new_zeros(self.ids_BS.shape)
+        return spread_BS.index_put((self.rows_N, self.columns_N), values_N).sum(1)
+
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on a device; Lightning calls this."""
         return TokenBatch(
@@ -86,6 +91,24 @@ class PairBatch:
             prob_a_P=self.prob_a_P.to(device),
             weight_P=self.weight_P.to(device),
             total_weight=self.total_weight,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferencedBatch:
+    """Pairs of responses and how likely the reference finds them."""
+
+    pairs: PairBatch
+    reference_a_P: Tensor
+    """Log-probability of each response a, nats, float32."""
+    reference_b_P: Tensor
+
+    def to(self, device: torch.device) -> ReferencedBatch:
+        """The same batch on a device; Lightning calls this."""
+        return ReferencedBatch(
+            pairs=self.pairs.to(device),
+            reference_a_P=self.reference_a_P.to(device),
+            reference_b_P=self.reference_b_P.to(device),
         )
 
 

@@ -17,10 +17,11 @@ from cai.critique_story import revisions_tail
 from cai.evaluation import commonest_phrase, distinct_n
 from cai.feedback import gate
 from cai.feedback.attacks import AttackResult, measure_attacks
-from cai.feedback.measures import count_unjudged, flip_rate, longer_wins, measure
-from cai.phases import evaluate, rlaif, sl_cai
+from cai.feedback.measures import count_unjudged, flip_rate, measure
+from cai.phases import dpo, evaluate, rlaif, sl_cai
+from cai.preference_measures import measure as measure_preference
 from cai.stages.evaluation import PM_TESTS
-from cai.stages.training import VALIDATION
+from cai.stages.preference_model import VALIDATION
 from cai.statistics import Estimate, bootstrap_mean, pair_accuracy, wilson_interval
 from cai.story import (
     Answer,
@@ -47,16 +48,18 @@ from cai.types import (
     Evaluated,
     FeedbackCheck,
     LikelihoodTest,
+    PreferencePrediction,
     PromptKind,
     RevisionChain,
-    ScoredPair,
 )
 
 NUM_CHAINS = 4
 NUM_EXAMPLES = {PromptKind.red_team: 3, PromptKind.helpfulness: 2, PromptKind.benign: 2}
 KINDS = tuple(PromptKind)
 
-Outputs = sl_cai.Outputs | rlaif.Outputs | evaluate.Outputs
+Compared = rlaif.Outputs | dpo.Outputs
+"""What a phase with comparisons made."""
+Outputs = sl_cai.Outputs | Compared | evaluate.Outputs
 """What a phase made."""
 
 
@@ -71,13 +74,15 @@ class Records:
     control_comparisons: list[ControlComparison]
     checks: list[FeedbackCheck]
     comparisons: list[Comparison]
-    validation: list[ScoredPair]
-    pm_tests: list[ScoredPair]
+    held_out: list[PreferencePrediction]
+    """Held-out comparisons under what learned the others."""
+    pm_tests: list[PreferencePrediction]
 
 
 def read(outputs: Outputs) -> Records:
     """Read back every record that a chapter needs, checking sha256s."""
     trained = None if isinstance(outputs, evaluate.Outputs) else outputs
+    compared = outputs if isinstance(outputs, Compared) else None
     both = outputs if isinstance(outputs, rlaif.Outputs) else None
     controls = trained.controls if trained else None
     return Records(
@@ -90,10 +95,17 @@ def read(outputs: Outputs) -> Records:
         controls=controls.texts.records(CritiqueControl) if controls else [],
         control_comparisons=controls.comparisons.records(ControlComparison) if controls else [],
         checks=outputs.feedback.artifact.records(FeedbackCheck) if outputs.feedback else [],
-        comparisons=both.comparisons.records(Comparison) if both else [],
-        validation=both.preference_model.records(ScoredPair, VALIDATION) if both else [],
-        pm_tests=both.evaluation.evaluated.records(ScoredPair, PM_TESTS) if both else [],
+        comparisons=compared.comparisons.records(Comparison) if compared else [],
+        held_out=_learner(compared).records(PreferencePrediction, VALIDATION) if compared else [],
+        pm_tests=both.evaluation.evaluated.records(PreferencePrediction, PM_TESTS) if both else [],
     )
+
+
+def _learner(compared: Compared) -> Artifact:
+    """What learned the comparisons and was measured on those held out."""
+    if isinstance(compared, rlaif.Outputs):
+        return compared.preference_model.artifact
+    return compared.policy
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -205,7 +217,7 @@ def feedback_story(config: Config, outputs: Outputs, records: Records) -> Feedba
         if isinstance(outputs, sl_cai.Outputs)
         else gate.gates(config.feedback, measured),
         comparisons=_comparisons_story(records.comparisons)
-        if isinstance(outputs, rlaif.Outputs)
+        if isinstance(outputs, Compared)
         else None,
         attacks=_attacks(config, outputs),
     )
@@ -234,42 +246,40 @@ def _sigmoid(value: float) -> float:
     return float(torch.sigmoid(torch.tensor(value, dtype=torch.float64)))
 
 
-def _prob_preferred(pair: ScoredPair) -> float:
-    """P(labelled side preferred) under the preference model: a logistic in the score difference."""
-    difference = pair.score_a - pair.score_b
-    return _sigmoid(difference if pair.prob_a > 0.5 else -difference)
-
-
 def preference_story(
-    outputs: Outputs, records: Records, counts: dict[str, dict[str, int]]
+    outputs: Outputs,
+    records: Records,
+    counts: dict[str, dict[str, int]],
+    bootstrap: Bootstrap,
 ) -> PreferenceModelStory | None:
-    """Held-out accuracy and calibration; None before phase 2."""
+    """The preference model on held-out pairs and tests; None where there is none."""
     if not isinstance(outputs, rlaif.Outputs):
         return None
-    labelled = [pair for pair in records.validation if pair.prob_a != 0.5]
-    probs = [_prob_preferred(pair) for pair in labelled]
-    sides = statistics.preferred_side(probs)
-    bins = statistics.calibration_bins(sides.confidence, sides.correct) if probs else ()
+    model = outputs.preference_model
+    several = model.config.num_members > 1
     return PreferenceModelStory(
         num_ai=counts["preference_model"]["ai"],
         num_human=counts["preference_model"]["human"],
+        num_members=model.config.num_members,
+        combine=model.config.combine,
+        condition=model.config.condition,
         curves=_curves(
-            outputs.preference_model,
+            model.artifact,
             (
                 {"train/loss": "training"},
                 "Preference-model loss",
                 "nats per pair",
-                "0.693 is what a model without an opinion gets.",
+                "0.693 is what a model without an opinion gets."
+                + (" The members one after the other." if several else ""),
             ),
         ),
-        accuracy=pair_accuracy(probs),
-        longer_wins=longer_wins(
-            None if pair.a_is_longer is None else pair.a_is_longer == (pair.prob_a > 0.5)
-            for pair in labelled
+        measured=measure_preference(
+            records.held_out,
+            records.pm_tests,
+            combine=model.config.combine,
+            num_bootstrap=bootstrap.num,
+            seed=bootstrap.seed,
         ),
-        principle_tests=pair_accuracy([_prob_preferred(pair) for pair in records.pm_tests]),
-        calibration_error=statistics.calibration_error(bins),
-        bins=tuple(bins),
     )
 
 
@@ -287,6 +297,7 @@ def ppo_story(
         num_rollouts=counts["policy"]["rollouts"],
         settings={
             "kl_coef": f"{ppo.kl_coef:g}",
+            "kl_where": ppo.kl_where.value,
             "clip_ratio": f"{ppo.clip_ratio:g}",
             "ppo_epochs": str(ppo.ppo_epochs),
             "learning_rate": f"{ppo.optimizer.learning_rate:g}",
@@ -297,7 +308,7 @@ def ppo_story(
             (
                 {
                     "objective/scores": "score",
-                    "objective/rlhf_reward": "score minus KL penalty",
+                    "objective/rlhf_reward": "score minus penalties",
                 },
                 "Reward",
                 "SL-CAI standard deviations",
@@ -385,11 +396,12 @@ def evaluation_story(records: Records, bootstrap: Bootstrap) -> EvaluationStory:
         if (group := _group(records.evaluated, policy, kind))
     ]
     first, last = policies[0], policies[-1]
-    measures: dict[str, Callable[[Evaluated], float]] = {
+    measures: dict[str, Callable[[Evaluated], float | None]] = {
         "words": lambda e: float(len(e.response.sample.text.split())),
     }
-    if records.pm_tests:
-        measures["preference-model score"] = lambda e: e.score or 0.0
+    scored = any(e.score is not None for e in records.evaluated)
+    if scored:
+        measures["preference-model score"] = lambda e: e.score
     changes = [
         Change(metric="refusal rate", kind=str(kind), before=first, after=last, estimate=estimate)
         for kind in KINDS
@@ -408,9 +420,8 @@ def evaluation_story(records: Records, bootstrap: Bootstrap) -> EvaluationStory:
         for kind in KINDS
         if (before := _group(records.evaluated, first, kind))
         and (
-            estimate := bootstrap.difference(
-                [measure(e) for e in _group(records.evaluated, last, kind)],
-                [measure(e) for e in before],
+            estimate := _difference(
+                measure, _group(records.evaluated, last, kind), before, bootstrap
             )
         )
     ]
@@ -422,7 +433,22 @@ def evaluation_story(records: Records, bootstrap: Bootstrap) -> EvaluationStory:
             for policy, tests in records.likelihoods.items()
             if (estimate := _likelihood_accuracy(tests))
         },
+        note=""
+        if scored
+        else "Preference-model scores are not measured: this phase trains no preference model.",
     )
+
+
+def _difference(
+    measure: Callable[[Evaluated], float | None],
+    after: Sequence[Evaluated],
+    before: Sequence[Evaluated],
+    bootstrap: Bootstrap,
+) -> Estimate | None:
+    """Over the prompts where both were measured."""
+    values = [(measure(one), measure(other)) for one, other in zip(after, before, strict=True)]
+    both = [(one, other) for one, other in values if one is not None and other is not None]
+    return bootstrap.difference([one for one, _ in both], [other for _, other in both])
 
 
 def _group(evaluated: list[Evaluated], policy: str, kind: PromptKind) -> list[Evaluated]:

@@ -84,7 +84,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         """Write a checkpoint, then its hash."""
         stream = io.BytesIO()
         torch.save(checkpoint, stream)
-        data = stream.getvalue()
+        data = stream.getbuffer()
         target = Path(path)
         line = f"{hashlib.sha256(data).hexdigest()}  {target.name}\n"
         write_atomically(target, data)

@@ -35,8 +35,17 @@ class EngineName(StrEnum):
     """A server that completes token ids, such as vLLM's."""
 
 
+class Adapter(StrEnum):
+    """What of a model is trained."""
+
+    lora = "lora"
+    """Low-rank adapters; the base is frozen and shared."""
+    none = "none"
+    """All weights: full fine-tuning of a float32 copy for each trained role."""
+
+
 class Precision(StrEnum):
-    """Number format of the frozen base and of activations; adapters stay in float32."""
+    """Number format of the frozen base and of activations; what is trained stays in float32."""
 
     auto = "auto"
     """bf16 where the device computes it natively (GPU, AMX, AVX512-bf16), else fp32."""
@@ -81,6 +90,35 @@ class LabelMode(StrEnum):
     clamp = "clamp"
 
 
+class Combine(StrEnum):
+    """How the calibrated scores of an ensemble's preference models become one."""
+
+    mean = "mean"
+    min = "min"
+    """The most sceptical member's."""
+    mean_minus_std = "mean_minus_std"
+    """Less the population standard deviation over the members: disagreement is not rewarded."""
+
+
+class Condition(StrEnum):
+    """What a preference model reads besides the conversation."""
+
+    none = "none"
+    principle = "principle"
+    """The principle that the label came from; one model then serves several constitutions."""
+
+
+class DPOLoss(StrEnum):
+    """Loss of a pair in Direct Preference Optimization, by h = the pair's log-ratio (nats)."""
+
+    sigmoid = "sigmoid"
+    """-log s(beta h): the likelihood of a Bradley-Terry label (Rafailov et al. 2023)."""
+    ipo = "ipo"
+    """(h - 1 / (2 beta))^2: h has a goal and does not grow without end (Azar et al. 2023)."""
+    hinge = "hinge"
+    """max(0, 1 - beta h): as SLiC (Zhao et al. 2023), on log-ratios to the reference."""
+
+
 class KLEstimator(StrEnum):
     """Per-token estimate of KL(policy || reference) from sampled tokens; r = log-ratio."""
 
@@ -90,6 +128,33 @@ class KLEstimator(StrEnum):
     """r^2 / 2."""
     k3 = "k3"
     """exp(-r) - 1 + r: never negative."""
+
+
+class KLPlace(StrEnum):
+    """Where PPO's KL penalty is."""
+
+    reward = "reward"
+    """In each token's reward: what a token leads to is penalised too (the paper's)."""
+    loss = "loss"
+    """A term of the loss: each token by itself, weighed against whitened advantages."""
+
+
+class AtCut(StrEnum):
+    """What a response that was cut at `max_new_tokens` is to PPO."""
+
+    terminal = "terminal"
+    """Ended: it is scored like any other, less `missing_eos_penalty`."""
+    bootstrap = "bootstrap"
+    """Unfinished: no score; the value of the state after it stands for what would have come."""
+
+
+class ValueAdapter(StrEnum):
+    """What computes PPO's value function under its head."""
+
+    shared = "shared"
+    """The policy's adapter."""
+    own = "own"
+    """An adapter of its own, which starts as a copy of the preference model's."""
 
 
 class KLControl(StrEnum):
@@ -143,3 +208,11 @@ class Vote(StrEnum):
     """Share of the members that prefer the response."""
     reliability = "reliability"
     """Mean weighted by each member's log-odds of being right on labelled comparisons."""
+
+
+class FailOn(StrEnum):
+    """The mildest finding of an audit that makes a run fail."""
+
+    error = "error"
+    warning = "warning"
+    never = "never"

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from cai.audit_config import AuditConfig
 from cai.choices import (
     DataFormat,
+    EngineName,
     LoggerKind,
     Precision,
     PrincipleSampling,
@@ -31,7 +33,7 @@ from cai.choices import (
 from cai.feedback_config import FeedbackConfig
 from cai.model_config import ModelConfig
 from cai.ranges import check, fraction, not_negative, positive
-from cai.training_config import PPOConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.training_config import DPOConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -279,13 +281,38 @@ class ComparisonsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class RLAIFConfig(SLCAIConfig):
-    """Phase 1 and phase 2: comparisons, preference model, PPO."""
+class ComparedConfig(SLCAIConfig):
+    """Phase 1 and AI comparisons of its samples, for whatever learns from them."""
 
     pairs: PairsConfig
     comparisons: ComparisonsConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class DPOPhaseConfig(ComparedConfig):
+    """Phase 1, comparisons, and the policy straight from them."""
+
+    dpo: DPOConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class RLAIFConfig(ComparedConfig):
+    """Phase 1 and phase 2: comparisons, preference model, PPO."""
+
+    preference_base: ModelConfig | None
+    """What the preference model is trained on, read with its own tokenizer and chat template; null:
+    the policy's base."""
     preference_model: PreferenceModelConfig
     ppo: PPOConfig
+
+    def __post_init__(self) -> None:
+        SLCAIConfig.__post_init__(self)
+        base = self.preference_base
+        check(
+            base is None or base.engine.name is EngineName.transformers,
+            "preference_base.engine must be transformers: the preference model is trained in this "
+            "process; type engine@phase.preference_base.engine=transformers",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -294,6 +321,25 @@ class EvaluateConfig(PhaseConfig):
 
     feedback_model: ModelConfig
     """Who compares."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AuditPhaseConfig(PhaseConfig):
+    """The constitution examined; its settings are in `audit`."""
+
+    feedback_model: ModelConfig
+    """Who labels the pairs."""
+    prompts: PromptsConfig
+    """The run's prompts, as `phase=sl_cai` draws them; `audit.num_pairs` of them get a pair."""
+    sampling: SamplingConfig
+    """Of the two responses of a pair."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.sampling.temperature > 0,
+            "sampling.temperature must be above 0: two greedy samples are identical and cannot be "
+            "compared",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -312,6 +358,7 @@ class Config:
     data: DataConfig
     feedback: FeedbackConfig
     evaluation: EvaluationConfig
+    audit: AuditConfig
     hardware: HardwareConfig
     logger: LoggerConfig
 
@@ -321,6 +368,15 @@ class Config:
             self.model.engine.server is None,
             "model.engine must be transformers or vllm: a server cannot take the adapters that are "
             "trained here; another role can use one: engine@phase.feedback_model.engine=endpoint",
+        )
+        theirs = self.phase.preference_base if isinstance(self.phase, RLAIFConfig) else None
+        check(
+            theirs is None
+            or theirs.path != self.model.path
+            or theirs.adapter is self.model.adapter,
+            "phase.preference_base.adapter must be that of model.adapter, because both are trained "
+            f"on one base, {self.model.path}; type phase.preference_base.adapter="
+            f"{self.model.adapter.value}",
         )
 
 

@@ -26,14 +26,16 @@ A document is a list of principles with a few lines about itself::
       - Answers are short.          # a bare sentence is a principle, too
 
 Short forms. A plain list of sentences, with nothing around it, is a whole document: its name is
-the file's and its version "0". Of a principle only `principle` is needed: a missing `id` is made of
+the file's and its version "0"; so is a `.txt` file with one sentence a line, and what else can be
+read is in `cai.other_shapes`. Of a principle only `principle` is needed: a missing `id` is made of
 the first words, and missing forms are made by putting the sentence behind fixed words.
 
 Extending. `extends` takes a name or path, a list of them, or a list of mappings like `{document:
 default, only: [id, ...]}` or `{document: default, except: [id, ...]}`. A name is looked up beside
-the extending file, then among the project's own documents. Inherited principles come first, in
-order; a principle of one's own with the id of an inherited one takes its place. Two parents that
-give one id different content are an error, unless the document has its own principle of that id.
+the extending file or below it, then among the project's own documents, and never elsewhere.
+Inherited principles come first, in order; a principle of one's own with the id of an inherited one
+takes its place. Two parents that give one id different content are an error, unless the document
+has its own principle of that id.
 
 No principle at all. With `principles: []` the field `unguided` (critique, revise, compare) holds
 what is asked instead; it is needed there and refused anywhere else.
@@ -56,18 +58,39 @@ import os
 import random
 import re
 import unicodedata
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cai.documents import UNGUIDED_ID, Draft, Parent, Principle, PrincipleTest, Unguided, read_draft
+from cai import other_shapes
+from cai.documents import (
+    UNGUIDED_ID,
+    Draft,
+    Own,
+    Parent,
+    Principle,
+    PrincipleTest,
+    Unguided,
+    read_draft,
+)
 from cai.errors import UserError
-from cai.yaml_nodes import Checker, did_you_mean, quote, read
+from cai.yaml_nodes import Checker, did_you_mean, quote, read, read_text
 
 __all__ = ["UNGUIDED_ID", "Constitution", "Principle", "PrincipleTest", "Unguided", "load"]
 
 MAX_CHAIN = 16
 
-_ENDINGS = (".yaml", ".yml")
+_YAML = (".yaml", ".yml")
+_ENDINGS = (*_YAML, *other_shapes.ENDINGS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a principle is written."""
+
+    path: Path
+    """The file: that of a parent for an inherited principle."""
+    own: Own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +107,8 @@ class Constitution:
     digest: str
     """sha256 of the content that can affect a run: ids, texts, scopes, weights and tests of all
     principles in order, inherited ones included; not of names, comments, sources or paths."""
+    origins: Mapping[str, Origin] = field(compare=False, repr=False)
+    """Where each principle is written, by its id."""
 
     def draw(self, rng: random.Random, *, weighted: bool) -> Principle:
         """Draw a principle, independently and with replacement (Bai et al. 2022, sec. 3.1).
@@ -135,17 +160,18 @@ class Constitution:
         )  # fmt: skip
 
 
-def load(document: str, *, folder: Path) -> Constitution:
+def load(document: str, *, folder: Path, setting: str = "constitution.document") -> Constitution:
     """Read, check and resolve a document.
 
     Args:
         document: File name in `folder` (the ending may be left out), or a path to your own file.
         folder: The project's own documents.
+        setting: What names the document, for messages.
 
     Raises:
         UserError: when there is no such file, or with one line for each problem in it.
     """
-    return _load(_locate(document, folder), folder=folder, chain=(), done={})
+    return _load(_locate(document, folder, setting), folder=folder, chain=(), done={})
 
 
 def _with_endings(path: Path) -> list[Path]:
@@ -163,10 +189,10 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.stem for ending in _ENDINGS for path in folder.glob(f"*{ending}"))
 
 
-def _locate(document: str, folder: Path) -> Path:
-    where = f"constitution.document={quote(document)[1:-1]}"
+def _locate(document: str, folder: Path, setting: str) -> Path:
+    where = f"{setting}={quote(document)[1:-1]}"
     if not document.strip():
-        raise UserError(f"constitution.document is empty; there are {', '.join(_names(folder))}")
+        raise UserError(f"{setting} is empty; there are {', '.join(_names(folder))}")
     own = Path(document).expanduser() if document.startswith("~/") else Path(document)
     user_file = _first_file(_with_endings(own))
     if own.name != document:  # a path
@@ -174,15 +200,15 @@ def _locate(document: str, folder: Path) -> Path:
             near = did_you_mean(own.stem, _names(own.parent))
             raise UserError(
                 f"{where}: there is no such file, seen from {_printable(str(Path.cwd()))} (a "
-                f"document's name ends in .yaml or .yml).{near} The project's own documents are "
+                f"document's name ends in {', '.join(_ENDINGS)}).{near} The project's own are "
                 f"{', '.join(_names(folder))}"
             )
         return user_file
     shipped = _first_file(_with_endings(folder / document))
     if shipped and user_file and not shipped.samefile(user_file):
         raise UserError(
-            f"{where}: there are two, {_shown(shipped)} and {user_file} here; "
-            f"for yours type constitution.document=./{user_file}"
+            f"{where}: there are two, {shown_path(shipped)} and {user_file} here; "
+            f"for yours type {setting}=./{user_file}"
         )
     if found := shipped or user_file:
         return found
@@ -193,7 +219,8 @@ def _locate(document: str, folder: Path) -> Path:
     )
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """A path for a message, from here where it is below here."""
     with contextlib.suppress(ValueError):
         path = path.relative_to(Path.cwd())
     return _printable(str(path))
@@ -211,8 +238,8 @@ def _load(
     real = path.resolve()
     if real in done:
         return done[real]
-    check = Checker(_shown(path))
-    draft = read_draft(read(path, check), path=path, check=check)
+    check = Checker(shown_path(path))
+    draft = read_document(path, check)
     check.finish()
     parents: list[Constitution] = []
     for parent in draft.parents:
@@ -224,7 +251,8 @@ def _load(
             check.add(parent.node, parent.path, f"extends through more than {MAX_CHAIN} documents")
         check.finish()
         parents.append(_load(target, folder=folder, chain=(*chain, real), done=done))
-    principles = _combine(draft, parents, check)
+    combined = _combine(draft, path, parents, check)
+    principles = tuple(principle for principle, _ in combined.values())
     unguided = _unguided(draft, principles, parents, check)
     check.finish()
     done[real] = Constitution(
@@ -235,8 +263,21 @@ def _load(
         unguided=unguided,
         path=path,
         digest=_digest(principles, unguided),
+        origins={name: origin for name, (_, origin) in combined.items()},
     )
     return done[real]
+
+
+def read_document(path: Path, check: Checker) -> Draft:
+    """One file as it is written, whatever its shape; problems are noted.
+
+    Raises:
+        UserError: when nothing can be read at all.
+    """
+    text = read_text(path, check)
+    if path.suffix in _YAML:
+        return read_draft(read(text, check), path=path, check=check)
+    return other_shapes.read_shape(text, path=path, check=check)
 
 
 def _locate_parent(parent: Parent, *, path: Path, folder: Path, check: Checker) -> Path:
@@ -259,10 +300,12 @@ def _content(principle: Principle) -> Principle:
     return replace(principle, document="")
 
 
-def _inherit(draft: Draft, parents: list[Constitution], check: Checker) -> dict[str, Principle]:
+def _inherit(
+    draft: Draft, parents: list[Constitution], check: Checker
+) -> dict[str, tuple[Principle, Origin]]:
     """Principles of the parents by id, in order."""
     own_ids = {own.principle.id for own in draft.own}
-    inherited: dict[str, Principle] = {}
+    inherited: dict[str, tuple[Principle, Origin]] = {}
     for parent, constitution in zip(draft.parents, parents, strict=True):
         known = [principle.id for principle in constitution.principles]
         for wanted in (*(parent.only or ()), *parent.left_out):
@@ -278,7 +321,8 @@ def _inherit(draft: Draft, parents: list[Constitution], check: Checker) -> dict[
         for principle in constitution.principles:
             if principle.id not in kept:
                 continue
-            first = inherited.setdefault(principle.id, principle)
+            origin = constitution.origins[principle.id]
+            first, _ = inherited.setdefault(principle.id, (principle, origin))
             if _content(first) != _content(principle) and principle.id not in own_ids:
                 check.add(
                     parent.node,
@@ -291,10 +335,12 @@ def _inherit(draft: Draft, parents: list[Constitution], check: Checker) -> dict[
     return inherited
 
 
-def _combine(draft: Draft, parents: list[Constitution], check: Checker) -> tuple[Principle, ...]:
+def _combine(
+    draft: Draft, path: Path, parents: list[Constitution], check: Checker
+) -> dict[str, tuple[Principle, Origin]]:
     """Inherited principles, replaced where the document has its own, then the new ones."""
     combined = _inherit(draft, parents, check)
-    sentences = {_squeeze(p.principle): f"{p.id} of {p.document}" for p in combined.values()}
+    sentences = {_squeeze(p.principle): f"{p.id} of {p.document}" for p, _ in combined.values()}
     taken = {UNGUIDED_ID, *combined, *(own.principle.id for own in draft.own)}
     counts: dict[str, int] = {}
     for own in draft.own:
@@ -308,8 +354,8 @@ def _combine(draft: Draft, parents: list[Constitution], check: Checker) -> tuple
             principle = replace(principle, id=_derive_id(principle.principle, taken, counts))
             taken.add(principle.id)
         sentences.setdefault(_squeeze(principle.principle), own.path)
-        combined[principle.id] = principle
-    return tuple(combined.values())
+        combined[principle.id] = (principle, Origin(path=path, own=own))
+    return combined
 
 
 def _squeeze(text: str) -> str:

@@ -130,10 +130,10 @@ class _Norm:
         self.epsilon: float = norm.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(torch.float32, copy=True)
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = scale.div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
-        return (wide * scale).mul_(self.weight).to(x.dtype)
+        return wide.mul_(scale).mul_(self.weight).to(x.dtype)
 
 
 class _Layer:
@@ -253,11 +253,10 @@ class Decoder:
         turned = (turned * cos).addcmul_(turned.roll(self.head_dim // 2, -1), sin)
         return turned[:, :num], turned[:, num:], heads[:, num + self.kv_heads :]
 
-    def _scores(self, q: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Scaled products (.., M, S) of queries (.., M, D) and keys (.., S, D), plus a mask."""
-        start = q.new_empty(1, 1, 1) if mask is None else mask
-        beta = 0 if mask is None else 1
-        return torch.baddbmm(start, q, keys.transpose(1, 2), beta=beta, alpha=self.scale)
+    def _scores(self, q: Tensor, keys: Tensor) -> Tensor:
+        """Scaled products (.., M, S) of queries (.., M, D) and keys (.., S, D)."""
+        nothing = q.new_empty(1, 1, 1)
+        return torch.baddbmm(nothing, q, keys.transpose(1, 2), beta=0, alpha=self.scale)
 
     def _attend_causally(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         """Attention of one row's prompt (n, K, G, D), written to `out` of the same shape.
@@ -280,7 +279,7 @@ class Decoder:
     def _attend(self, q: Tensor, group: Group, number: int) -> Tensor:
         """Attention of one token per row (R K, G, D) to its whole row."""
         keys, values = group.keys[number], group.values[number]
-        scores = self._scores(q, keys, group.mask)
+        scores = self._scores(q, keys).add_(group.mask)
         if group.prefix is None:
             return torch.bmm(scores.softmax(-1), values)
         # All rows meet the prefix in one product per head; one softmax goes over both parts.
@@ -319,9 +318,11 @@ class Decoder:
             self._attend_causally(q_row, *pair, out_row)
         return out.flatten(1)
 
-    def _group(self, prompts: Sequence[Sequence[int]], room: int, prefix: Group | None) -> Group:
+    def _group(
+        self, prompts: Sequence[Sequence[int]], room: int, prefix: Group | None, *, whole: bool
+    ) -> Group:
         """A group of prompts to be read that go on from a prefix; a short prefix is copied."""
-        copied = prefix.used if prefix is not None and prefix.used < KEPT_ONCE else 0
+        copied = prefix.used if prefix is not None and (whole or prefix.used < KEPT_ONCE) else 0
         lengths = [copied + len(prompt) for prompt in prompts]
         used, rows = max(lengths), len(prompts)
         places = -(-(used + max(min(room, GROWTH), ALIGNED)) // ALIGNED) * ALIGNED
@@ -342,7 +343,13 @@ class Decoder:
         return group
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], *, room: int = 0, prefix: Group | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        room: int = 0,
+        prefix: Group | None = None,
+        whole: bool = False,
+        wanted: Sequence[int] | None = None,
     ) -> tuple[Tensor, Group]:
         """Read prompts that become a group.
 
@@ -350,16 +357,21 @@ class Decoder:
             prompts: Tokens of each row after the prefix, at least one.
             room: New tokens that will follow.
             prefix: A group of one row.
+            whole: Copy the prefix however long, so that the group can be a prefix itself.
+            wanted: How many of each row's last tokens' states are returned; None: one.
 
         Returns:
-            Final hidden states (R, H) at the last tokens, and the group.
+            Final hidden states (R, H), or of all wanted tokens one row after the other, and the
+            group.
         """
-        group = self._group(prompts, room, prefix)
+        group = self._group(prompts, room, prefix, whole=whole)
         lengths = [len(prompt) for prompt in prompts]
         start = prefix.used if prefix is not None else 0
         rotations = self._rotations([start + i for n in lengths for i in range(n)])
         x = self._embedding(torch.tensor([token for prompt in prompts for token in prompt]))
-        last = torch.tensor(lengths).cumsum(0) - 1
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        last = [place for end, num in zip(ends, wanted or [1] * len(ends), strict=True)
+                for place in range(end - num, end)]  # fmt: skip
         for number, layer in enumerate(self.layers):
             q, k, v = self._qkv(layer, x, rotations)
             for block, tokens in ((group.keys[number], k), (group.values[number], v)):
@@ -368,11 +380,20 @@ class Decoder:
                     block[heads, own.stop - len(part) : own.stop] = part.transpose(0, 1)
             if number + 1 < len(self.layers):
                 attended = self._attend_prompts(q, lengths, group, number)
-            else:
+            elif wanted is None:
                 x, q = x[last], q[last].view(-1, self.per_head, self.head_dim)
                 attended = self._attend(q, group, number).view(len(x), -1)
+            else:
+                x, attended = x[last], self._attend_prompts(q, lengths, group, number)[last]
             x = layer.finish(x, attended)
         return self.norm(x), group
+
+    def prefix(self, ids: tuple[int, ...], known: dict[tuple[int, ...], Group]) -> Group:
+        """The group of a shared beginning, read unless it is the one that `known` holds."""
+        if ids not in known:
+            known.clear()
+            known[ids] = self.prefill([ids])[1]
+        return known[ids]
 
     def step(self, tokens: Tensor, groups: Sequence[Group]) -> Tensor:
         """Read one token per row of all groups (R,); final hidden states (R, H)."""
@@ -415,7 +436,8 @@ class Rows:
 
     def read(self, prompts: Sequence[Sequence[int]], *, shared: int, num_new_tokens: int) -> Tensor:
         """Final hidden states (R, H) after prompts that begin with the same `shared` tokens."""
-        prefix = self._prefix(tuple(prompts[0][:shared])) if shared else None
+        known = self._prefixes
+        prefix = self.decoder.prefix(tuple(prompts[0][:shared]), known) if shared else None
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, prompt in enumerate(prompts):
             rows_of.setdefault(tuple(prompt[shared:]), []).append(row)
@@ -432,12 +454,6 @@ class Rows:
             self.groups.append(group)
         self._places = sorted(range(len(order)), key=order.__getitem__)
         return torch.cat(hidden)[self._places]
-
-    def _prefix(self, ids: tuple[int, ...]) -> Group:
-        if ids not in self._prefixes:
-            self._prefixes.clear()
-            self._prefixes[ids] = self.decoder.prefill([ids])[1]
-        return self._prefixes[ids]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (R, V) after one more token per row (R,)."""

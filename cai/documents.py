@@ -6,8 +6,9 @@ nodes of one file into a `Draft` and notes every problem with its place.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cai.yaml_nodes import MAX_TEXT, Checker, Mapping, Node, Scalar, Sequence, quote
 
@@ -75,6 +76,8 @@ class Own:
     principle: Principle
     node: Node
     path: str
+    fields: dict[str, Node]
+    """What is written, by the name of a `Principle`'s field; derived forms are not here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +142,13 @@ def read_draft(root: Node, *, path: Path, check: Checker) -> Draft:
     return _read_mapping(root, path=path, check=check)
 
 
+def name_of_file(path: Path) -> Scalar:
+    """What a document is called that has no name of its own."""
+    return Scalar(text=path.stem, plain=False, line=1, column=1, end_line=1, end_column=1)
+
+
 def _read_list(root: Sequence, *, path: Path, check: Checker) -> Draft:
-    name = check.text(Scalar(text=path.stem, plain=False, line=1, column=1), "name", limit=MAX_NAME)
+    name = check.text(name_of_file(path), "name", limit=MAX_NAME)
     if not root.items:
         check.add(root, "principles", "is empty; a control without principles is a mapping with "
                   "`principles: []` and `unguided`")  # fmt: skip
@@ -160,8 +168,11 @@ def _read_mapping(root: Node, *, path: Path, check: Checker) -> Draft:
         return check.text(fields[name], name, limit=limit) if name in fields else otherwise
 
     principles = fields.get("principles")
+    name = text("name", "", MAX_NAME)
+    if re.search(r"[/\\]", name) or name in (".", ".."):
+        check.add(fields["name"], "name", f"must be no path, without / and \\, found {quote(name)}")
     return Draft(
-        name=text("name", "", MAX_NAME),
+        name=name,
         version=text("version", "0", MAX_NAME),
         description=text("description", ""),
         parents=_read_parents(fields["extends"], check) if "extends" in fields else (),
@@ -190,7 +201,7 @@ def _read_parents(node: Node, check: Checker) -> tuple[Parent, ...]:
 
 def _read_parent(node: Node, path: str, check: Checker) -> Parent:
     if not isinstance(node, Mapping):
-        document = check.text(node, path)
+        document = _parent_name(node, path, check)
         return Parent(document=document, only=None, left_out=(), node=node, path=path)
     fields = check.fields(node, path, known=_PARENT, required=("document",))
     if "only" in fields and "except" in fields:
@@ -203,12 +214,30 @@ def _read_parent(node: Node, path: str, check: Checker) -> Parent:
     inner = f"{path}.document"
     target = fields.get("document")
     return Parent(
-        document=check.text(target, inner) if target else "",
+        document=_parent_name(target, inner, check) if target else "",
         only=ids.get("only"),
         left_out=ids.get("except", ()),
         node=target or node,
         path=inner,
     )
+
+
+def _parent_name(node: Node, path: str, check: Checker) -> str:
+    """A document beside this one, in a folder below, or of the project.
+
+    One that leads elsewhere is refused: a document that somebody sent would otherwise read any file
+    of this machine into prompts and reports.
+    """
+    name = check.text(node, path)
+    target = PurePosixPath(name.replace("\\", "/"))
+    if target.is_absolute() or ".." in target.parts or name.startswith("~"):
+        check.add(
+            node,
+            path,
+            f"leads out of this document's folder: {quote(name)}. Copy the other document beside "
+            "this one, and give its name",
+        )
+    return name
 
 
 def _read_ids(node: Node, path: str, check: Checker) -> tuple[Id, ...]:
@@ -231,23 +260,27 @@ def _read_principles(node: Node, *, path: Path, check: Checker) -> tuple[Own, ..
         if len(own) == MAX_PRINCIPLES:
             check.add(item, inner, f"is one too many: at most {MAX_PRINCIPLES:,} are allowed")
             break
-        principle = _read_principle(item, inner, path_of_file=path, check=check)
-        entry = Own(principle=principle, node=item, path=inner)
-        if principle.id in seen:
-            first = seen[principle.id]
-            assert isinstance(item, Mapping)
-            check.add(
-                item.fields["id"],
-                f"{inner}.id",
-                f"{principle.id} is already the id of {first.path} in line {first.node.line}",
-            )
-        if principle.id:
-            seen.setdefault(principle.id, entry)
+        entry = _read_principle(item, inner, path_of_file=path, check=check)
+        note_id(entry, seen, check)
         own.append(entry)
     return tuple(own)
 
 
-def _read_principle(node: Node, path: str, *, path_of_file: Path, check: Checker) -> Principle:
+def note_id(own: Own, seen: dict[str, Own], check: Checker) -> None:
+    """Remember a principle by its id; an id that was there before is a problem."""
+    identifier = own.principle.id
+    if identifier in seen:
+        first = seen[identifier]
+        check.add(
+            own.fields.get("id", own.node),
+            f"{own.path}.id",
+            f"{identifier} is already the id of {first.path} in line {first.node.line}",
+        )
+    if identifier:
+        seen.setdefault(identifier, own)
+
+
+def _read_principle(node: Node, path: str, *, path_of_file: Path, check: Checker) -> Own:
     fields: dict[str, Node] = {"principle": node}
     if isinstance(node, Mapping):
         fields = check.fields(node, path, known=_PRINCIPLE, required=("principle",))
@@ -261,7 +294,7 @@ def _read_principle(node: Node, path: str, *, path_of_file: Path, check: Checker
     identifier = check.identifier(fields["id"], at["id"]) if "id" in fields else ""
     if identifier == UNGUIDED_ID:
         check.add(fields["id"], at["id"], f"{UNGUIDED_ID} is kept for documents without principles")
-    return Principle(
+    principle = Principle(
         id=identifier,
         principle=sentence,
         critique=text("critique", derived.critique),
@@ -280,6 +313,7 @@ def _read_principle(node: Node, path: str, *, path_of_file: Path, check: Checker
         tests=_read_tests(fields["tests"], at["tests"], check) if "tests" in fields else (),
         document=path_of_file.name,
     )
+    return Own(principle=principle, node=node, path=path, fields=fields)
 
 
 def _read_tests(node: Node, path: str, check: Checker) -> tuple[PrincipleTest, ...]:

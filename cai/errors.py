@@ -15,6 +15,10 @@ class ConfigError(UserError):
     exit_code = 2
 
 
+class SelfCheckError(UserError):
+    """A training's own invariants do not hold before its first update; nothing was learned."""
+
+
 class Interrupted(BaseException):
     """A signal asked the process to stop.
 

@@ -16,10 +16,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cai.engines import Engine
-from cai.tokens import ChatEncoder
 from cai.types import Message
+
+if TYPE_CHECKING:  # a story is told, and a document audited, without torch
+    from cai.engines import Engine
+    from cai.tokens import ChatEncoder
 
 _SUBJECT = r"(?:i|we|as an ai[^.,]{0,40},? i)"
 _REFUSAL = re.compile(

@@ -24,7 +24,7 @@ from cai import paths
 from cai.config import Config
 from cai.errors import UserError
 from cai.job import PROGRAM
-from cai.schema import PHASES, RUN_GROUPS
+from cai.schema import PHASES, REFUSED, RUN_GROUPS
 
 _TYPE_NAMES: dict[object, str] = {
     int: "a whole number",
@@ -158,6 +158,8 @@ def _explain_unknown_key(
     error: ConfigKeyError | ConfigAttributeError, where: _Place, line: CommandLine
 ) -> str:
     key = str(error.full_key)
+    if key in REFUSED:
+        return f"{key} is refused ({where.text}): {REFUSED[key]}."
     section, _, last = key.rpartition(".")
     if where.group in RUN_GROUPS and key == where.group:
         return (

@@ -7,6 +7,7 @@ anything else; the limits below are where a finding begins.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cai.choices import Gate
@@ -14,8 +15,10 @@ from cai.critique_story import critique_findings, tail_findings
 from cai.feedback.attacks import AttackResult
 from cai.feedback.gate import GateResult
 from cai.feedback.measures import BETTER_LONGER, BETTER_SHORTER, Measures
+from cai.preference_measures import PreferenceMeasures
 from cai.statistics import Estimate, at_chance, wilson_interval
 from cai.story import (
+    DPOStory,
     EvaluationRow,
     EvaluationStory,
     FeedbackStory,
@@ -34,6 +37,8 @@ BOILERPLATE_LIMIT = 0.5
 """Share of prompts whose responses hold one and the same 5-gram."""
 MIN_PROMPTS = 8
 """Fewer are too few to call a phrase boilerplate."""
+MIN_PAIRS = 8
+"""A bootstrap interval over fewer is too narrow to warn of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +80,14 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
             without = f"without the attacks {attacks.plain.value:.2f}"
             add("Worse response preferred under attack", attacks.attacked, without)
     if (model := story.preference_model) is not None:
-        add("Preference model agrees with held-out AI labels", model.accuracy, _against(model))
-        add("Preference model on principle tests", model.principle_tests, "chance 0.5")
+        quality = model.measured
+        add("Preference model agrees with held-out AI labels", quality.accuracy, _against(quality))
+        add("Preference model on principle tests", quality.principle_tests, "chance 0.5")
+    if (dpo := story.dpo) is not None:
+        quality = dpo.measured
+        add("DPO agrees with held-out AI labels", quality.accuracy, _against(quality))
+        add("DPO's margin on these pairs", dpo.margin, "no opinion 0")
+        add("DPO's reward of their preferred side", dpo.preferred_reward, "as under SL-CAI 0")
     likely = (story.evaluation.likelihood_tests if story.evaluation else None) or {}
     for policy, estimate in likely.items():
         add(f"Better response likelier on tests, {label(policy)}", estimate, "chance 0.5")
@@ -97,7 +108,7 @@ def _first_and_last(evaluation: EvaluationStory | None) -> list[EvaluationRow]:
     return [row for row in rows if row.policy in (first[row.kind], last[row.kind])]
 
 
-def _against(part: Measures | PreferenceModelStory) -> str:
+def _against(part: Measures | PreferenceMeasures) -> str:
     rule = f"; longer wins {part.longer_wins.value:.2f}" if part.longer_wins else ""
     return f"chance 0.5{rule}"
 
@@ -110,6 +121,7 @@ def findings(story: RunStory) -> tuple[str, ...]:
         *critique_findings(story.critique),
         *_feedback_findings(story.feedback),
         *_preference_findings(story.preference_model),
+        *_dpo_findings(story.dpo),
         *_evaluation_findings(story.evaluation),
         *story.warnings,
     )
@@ -237,11 +249,11 @@ def _preference_findings(model: PreferenceModelStory | None) -> list[str]:
     if model is None:
         return []
     found = []
-    measured = (
-        ("agreeing with held-out AI labels", model.accuracy),
-        ("on the principle tests", model.principle_tests),
-    )
-    for what, accuracy in measured:
+    measured = model.measured
+    for what, accuracy in (
+        ("agreeing with held-out AI labels", measured.accuracy),
+        ("on the principle tests", measured.principle_tests),
+    ):
         if accuracy is not None and at_chance(accuracy):
             found.append(
                 f"The preference model is at chance {what}: {_shown(accuracy)} covers 0.5. Its "
@@ -252,6 +264,56 @@ def _preference_findings(model: PreferenceModelStory | None) -> list[str]:
                 f"The preference model is worse than chance {what}: {_shown(accuracy)}. Its score "
                 "rewards the wrong side."
             )
+    return [
+        *found,
+        *_confidence_findings(
+            measured.cross_entropy, who="The preference model", section="phase.preference_model"
+        ),
+    ]
+
+
+def _confidence_findings(loss: Estimate | None, *, who: str, section: str) -> list[str]:
+    if loss is None or loss.low <= math.log(2):
+        return []
+    return [
+        f"{who} is over-confident: its cross-entropy on held-out pairs is {_shown(loss)} nats, "
+        f"where saying 0.5 to every pair gets 0.693. A smaller {section}.num_epochs holds it back."
+    ]
+
+
+def _dpo_findings(dpo: DPOStory | None) -> list[str]:
+    if dpo is None:
+        return []
+    found = []
+    accuracy, baseline = dpo.measured.accuracy, dpo.measured.longer_wins
+    if accuracy is None:
+        found.append(
+            "Nobody knows whether DPO learned anything but its own pairs: no labelled pair was "
+            "held out (phase.dpo.validation_frac)."
+        )
+    elif at_chance(accuracy):
+        found.append(
+            f"DPO is at chance agreeing with held-out AI labels: {_shown(accuracy)} covers 0.5. "
+            "What the policy learned from its pairs is not seen on others."
+        )
+    elif accuracy.high < 0.5:
+        found.append(
+            f"DPO is worse than chance agreeing with held-out AI labels: {_shown(accuracy)}. The "
+            "policy moved to the wrong side."
+        )
+    elif baseline is not None and accuracy.low <= baseline.value:
+        found.append(
+            f"DPO does not beat taking the longer response on held-out pairs: {_shown(accuracy)} "
+            f"against {_shown(baseline)}."
+        )
+    found += _confidence_findings(dpo.measured.cross_entropy, who="DPO", section="phase.dpo")
+    reward = dpo.preferred_reward
+    if reward is not None and reward.num >= MIN_PAIRS and reward.high < 0:
+        found.append(
+            "DPO made even the preferred responses of held-out pairs less likely than SL-CAI does: "
+            f"their implicit reward is {_shown(reward)}. Probability went to responses that nobody "
+            "compared; a larger phase.dpo.beta or fewer steps hold the policy back."
+        )
     return found
 
 

@@ -23,11 +23,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from cai import decoding
+from cai import decoding, prefixes
 from cai.errors import UserError
+from cai.prefixes import MIN_PREFIX, common
 
-MIN_PREFIX = 16
-"""Shorter common prefixes are not worth a pass of their own, tokens."""
 BLOCK = 256
 """Probabilities that are summed or compared as one before a draw looks inside."""
 
@@ -151,6 +150,10 @@ class Generator:
         """Whether a prompt leaves room for its response."""
         return len(prompt) + max_new_tokens <= self.max_context
 
+    def _decoder(self) -> decoding.Decoder:
+        """The weights of a supported model, as they are now."""
+        return decoding.Decoder(self.model, packed=decoding.can_pack(self.model))
+
     def _rows(self) -> _Rows:
         if decoding.supported(self.model):
             return decoding.Rows(self.model, self._read)
@@ -166,16 +169,16 @@ class Generator:
         """
         head = self.model.get_output_embeddings()
         bias = None if head.bias is None else head.bias.float()
-        shared = _common_prefix(prompts)
         if decoding.supported(self.model):
-            rows = decoding.Rows(self.model, self._read)
-            hidden = rows.read(prompts, shared=shared, num_new_tokens=0)
+            last = [1] * len(prompts)
+            hidden = torch.cat(prefixes.states(self._decoder(), prompts, last, self._read))
             logits = functional.linear(hidden.float(), head.weight.float(), bias)
             return logits.log_softmax(-1)
         inputs: list[torch.Tensor] = []
         hook = head.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
         try:
             cached = _CachedRows(self.model, self.eos_id, self._cached)
+            shared = _common_prefix(prompts)
             logits = cached.prefill(prompts, shared=shared, num_new_tokens=0).float()
         finally:
             hook.remove()
@@ -236,11 +239,9 @@ class Generator:
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with, without any prompt's last; 0 when not worth a pass."""
-    first = prompts[0]
     length = min(len(prompt) for prompt in prompts) - 1
     for prompt in prompts[1:]:
-        while tuple(prompt[:length]) != tuple(first[:length]):
-            length = next(i for i in range(length) if prompt[i] != first[i])
+        length = min(length, common(prompts[0], prompt))
     return length if length >= MIN_PREFIX and len(prompts) > 1 else 0
 
 

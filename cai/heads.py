@@ -1,7 +1,8 @@
 """Heads on the trunk's last hidden states: log-probabilities of tokens, scores and values.
 
-The language-model head is frozen, shared by all adapters, and applied to response positions only;
-its log-softmax is float32. A score head is one float32 linear layer.
+The language-model head is applied to response positions only; its log-softmax is float32. It is
+frozen and shared by all adapters; where all weights are trained each role has its own, which learns
+(as the embeddings too, when it is tied to them). A score head is one float32 linear layer.
 
 Shapes: N positions, V vocabulary, H hidden size.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cai.full_weights import Tuned, base_dtype, causal_of
 from cai.seeds import derive_seed
 
 LOGITS_AT_ONCE = 2**24
@@ -30,12 +32,32 @@ def seeded_generator(seed: int, *names: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
+def _chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
+    """Rows whose logits are computed at once."""
+    size = max(1, LOGITS_AT_ONCE // vocab_size)
+    return (slice(start, start + size) for start in range(0, num_rows, size))
+
+
+def _logits(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float
+) -> Tensor:
+    """Logits (N, V) at a temperature, float32."""
+    logits = F.linear(hidden_NH, weight_VH).float()
+    if bias_V is not None:
+        logits += bias_V
+    if temperature != 1.0:
+        logits /= temperature
+    return logits
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
-    """Log-probability and entropy through a frozen head, a few rows of logits at a time.
+    """Log-probability and entropy through a linear head, a few rows of logits at a time.
 
     A token's log-probability is one number, so its gradient with respect to the hidden state,
     `(W[target] - softmax(W h / T) W) / T`, is computed along with it and only scaled on the way
-    back: no logits are kept and none are computed twice.
+    back: no logits are kept. The gradient of a head that learns, `(onehot(target) - softmax) h / T`
+    summed over rows with their weights, has the size of the head for every row: there the logits
+    are computed a second time on the way back, and the sum is float32.
     """
 
     @staticmethod
@@ -50,12 +72,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
         entropy_N = torch.empty_like(logprobs_N)
         slope_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
-        chunk = max(1, LOGITS_AT_ONCE // len(weight_VH))
-        for start in range(0, len(hidden_NH), chunk):
-            part = slice(start, start + chunk)
-            logits = F.linear(hidden_NH[part], weight_VH, bias_V).float()
-            if temperature != 1.0:
-                logits /= temperature
+        rounded_VH = weight_VH.to(hidden_NH.dtype)
+        for part in _chunks(len(hidden_NH), len(weight_VH)):
+            logits = _logits(hidden_NH[part], rounded_VH, bias_V, temperature)
             logp = F.log_softmax(logits, dim=-1)
             target = target_N[part, None]
             logprobs_N[part] = logp.gather(1, target)[:, 0]
@@ -63,18 +82,36 @@ class _ChunkedLogprobs(torch.autograd.Function):
             entropy_N[part] = -torch.linalg.vecdot(prob, logp)
             if slope_NH is not None:
                 prob.neg_().scatter_add_(1, target, torch.ones_like(prob[:, :1]))
-                slope_NH[part] = (prob.to(weight_VH.dtype) @ weight_VH) / temperature
-        if slope_NH is not None:
-            ctx.save_for_backward(slope_NH)
+                slope_NH[part] = (prob.to(rounded_VH.dtype) @ rounded_VH) / temperature
+        learns = ctx.needs_input_grad[1]
+        ctx.save_for_backward(
+            slope_NH, *((hidden_NH, weight_VH, bias_V, target_N) if learns else ())
+        )
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_N: Tensor, _: Tensor
-    ) -> tuple[Tensor, None, None, None, None]:
-        (slope_NH,) = ctx.saved_tensors
-        return (grad_N[:, None] * slope_NH).to(slope_NH.dtype), None, None, None, None
+    ) -> tuple[Tensor | None, ...]:
+        slope_NH, *of_head = ctx.saved_tensors
+        of_hidden = None if slope_NH is None else (grad_N[:, None] * slope_NH).to(slope_NH.dtype)
+        if not of_head:
+            return of_hidden, None, None, None, None
+        hidden_NH, weight_VH, bias_V, target_N = of_head
+        of_weight = torch.zeros_like(weight_VH)
+        of_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        rounded_VH = weight_VH.to(hidden_NH.dtype)
+        for part in _chunks(len(hidden_NH), len(weight_VH)):
+            logits = _logits(hidden_NH[part], rounded_VH, bias_V, ctx.temperature)
+            share = F.softmax(logits, dim=-1).neg_()
+            share.scatter_add_(1, target_N[part, None], torch.ones_like(share[:, :1]))
+            share *= grad_N[part, None] / ctx.temperature
+            of_weight += share.to(hidden_NH.dtype).T @ hidden_NH[part]
+            if of_bias is not None:
+                of_bias += share.sum(0)
+        return of_hidden, of_weight, of_bias, None, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,24 +125,23 @@ class TokenLogprobs:
 
 
 def token_logprobs(
-    model: PeftModel, hidden_NH: Tensor, target_N: Tensor, *, temperature: float
+    model: Tuned, hidden_NH: Tensor, target_N: Tensor, *, adapter: str, temperature: float
 ) -> TokenLogprobs:
     """Log-probabilities of tokens from the hidden states before them.
 
-    `log_softmax(W h / temperature)[target]`, in float32. Memory is bounded by `LOGITS_AT_ONCE`,
-    not by the number of tokens.
+    `log_softmax(W h / temperature)[target]`, in float32 from logits in the base's number format.
+    Memory is bounded by `LOGITS_AT_ONCE`, not by the number of tokens.
 
     Args:
-        model: Gives the head; no adapter is involved.
+        model: Base with roles.
         hidden_NH: States from which the tokens are predicted (see `TokenBatch.states`).
         target_N: Token ids.
+        adapter: The role that the states are of; it has the head.
         temperature: The sampling temperature, above 0.
     """
-    head = model.get_base_model().get_output_embeddings()
-    if head.weight.requires_grad:
-        raise AssertionError("the language-model head must be frozen")
+    head = causal_of(model, adapter).get_output_embeddings()
     logprob_N, entropy_N = _ChunkedLogprobs.apply(
-        hidden_NH.to(head.weight.dtype), head.weight, head.bias, target_N, temperature
+        hidden_NH.to(base_dtype(model)), head.weight, head.bias, target_N, temperature
     )
     return TokenLogprobs(logprob_N=logprob_N, entropy_N=entropy_N)
 
@@ -156,6 +192,12 @@ class ScoreHead(nn.Module):
         value_head.mean.zero_()
         value_head.std.fill_(1.0)
         return value_head.requires_grad_(True)
+
+    @torch.no_grad()
+    def zeroed(self) -> ScoreHead:
+        """The same head saying 0 everywhere, to start where there is nothing to start from."""
+        self.linear.weight.zero_()
+        return self
 
     @torch.no_grad()
     def rescale(self, *, scale: float, shift: float) -> None:

@@ -15,12 +15,12 @@ from typing import Generic, TypeVar
 
 import torch
 
-from cai.batches import PairBatch, TokenBatch, collate, split_by_length
+from cai.batches import PairBatch, ReferencedBatch, TokenBatch, collate, split_by_length
 from cai.errors import UserError
 from cai.heads import seeded_generator
 
-E = TypeVar("E", "SFTExample", "PairExample")
-M = TypeVar("M", TokenBatch, PairBatch)
+E = TypeVar("E", "SFTExample", "PairExample", "ReferencedPair")
+M = TypeVar("M", TokenBatch, PairBatch, ReferencedBatch)
 R = TypeVar("R")
 
 
@@ -56,6 +56,21 @@ class PairExample:
         return len(self.prompt_ids) + max(len(self.response_a_ids), len(self.response_b_ids))
 
 
+@dataclass(frozen=True, slots=True)
+class ReferencedPair:
+    """A pair and how likely the reference finds its responses."""
+
+    pair: PairExample
+    reference_a: float
+    """Log-probability of response a, nats."""
+    reference_b: float
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer side."""
+        return self.pair.length
+
+
 def collate_sft(examples: Sequence[SFTExample]) -> TokenBatch:
     """One micro-batch of responses to learn; padding is never looked at, so any id will do."""
     return collate([(e.prompt_ids, e.response_ids) for e in examples], pad_id=0)
@@ -70,6 +85,15 @@ def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
         prob_a_P=torch.tensor([e.prob_a for e in examples], dtype=torch.float32),
         weight_P=torch.tensor([e.weight for e in examples], dtype=torch.float32),
         total_weight=float(sum(e.weight for e in examples)),
+    )
+
+
+def collate_referenced(examples: Sequence[ReferencedPair]) -> ReferencedBatch:
+    """One micro-batch of pairs with what the reference says of them."""
+    return ReferencedBatch(
+        pairs=collate_pairs([e.pair for e in examples]),
+        reference_a_P=torch.tensor([e.reference_a for e in examples], dtype=torch.float32),
+        reference_b_P=torch.tensor([e.reference_b for e in examples], dtype=torch.float32),
     )
 
 
@@ -117,15 +141,23 @@ class EpochLoader(Generic[E, M]):
     def __len__(self) -> int:
         return self.batches_per_epoch * self.num_epochs
 
-    def batch(self, position: int) -> list[M]:
-        """The micro-batches of one optimizer step."""
+    def groups(self, position: int) -> list[list[int]]:
+        """Numbers of the examples in each micro-batch of one optimizer step."""
         epoch, number = divmod(position, self.batches_per_epoch)
         generator = seeded_generator(self.seed, "order", epoch)
         order = torch.randperm(len(self.examples), generator=generator).tolist()
         start = number * self.batch_size
-        chosen = [self.examples[index] for index in order[start : start + self.batch_size]]
-        groups = split_by_length([e.length for e in chosen], self.micro_batch_size)
-        return [self.collate([chosen[index] for index in group]) for group in groups]
+        chosen = order[start : start + self.batch_size]
+        lengths = [self.examples[index].length for index in chosen]
+        groups = split_by_length(lengths, self.micro_batch_size)
+        return [[chosen[index] for index in group] for group in groups]
+
+    def batch(self, position: int) -> list[M]:
+        """The micro-batches of one optimizer step."""
+        return [
+            self.collate([self.examples[index] for index in group])
+            for group in self.groups(position)
+        ]
 
     def __iter__(self) -> Iterator[list[M]]:
         while self.position < len(self):

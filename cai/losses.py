@@ -1,8 +1,8 @@
 """The mathematics of training: pure functions on tensors, one formula each.
 
-SFT, the preference model on soft labels, and PPO for language models. Everything here is a masked
-sum or mean: what is padding never enters, and a total (tokens, weights) is given by the caller so
-that a loss does not depend on how an optimizer step was split into micro-batches.
+SFT, the preference model and DPO on soft labels, and PPO for language models. Everything here is a
+masked sum or mean: what is padding never enters, and a total (tokens, weights) is given by the
+caller so that a loss does not depend on how an optimizer step was split into micro-batches.
 
 Sources: Bai et al. 2022 (Constitutional AI, arXiv:2212.08073) sec. 4.1; Bai et al. 2022a
 (arXiv:2204.05862) app. A and B; Ziegler et al. 2019 (arXiv:1909.08593) sec. 2.2; Schulman et al.
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from cai.choices import DPOLoss
 
 EPSILON = 1e-8
 """Below this a standard deviation counts as zero."""
@@ -103,19 +105,79 @@ def preference_loss(
 ) -> Tensor:
     """Cross-entropy of a Bradley-Terry model with a soft label (Bai et al. 2022, sec. 4.1).
 
-    `-sum(w (p log s(a - b) + (1 - p) log s(b - a))) / sum(w)`, with s the logistic function. With
-    p in {0, 1} it is the usual pairwise loss; with p = 1/2 it pulls the two scores together.
+    `-sum(w (p log s(a - b) + (1 - p) log s(b - a))) / total_weight`, with s the logistic function.
+    With p in {0, 1} it is the usual pairwise loss; with p = 1/2 it pulls the two scores together.
 
     Args:
         scores_a_P: Score of each pair's response a.
         scores_b_P: Score of each pair's response b.
         prob_a_P: Label P(a preferred), in [0, 1].
         weight_P: Weight of each pair.
-        total_weight: Sum of the weights of the whole optimizer step.
+        total_weight: The weight that the whole optimizer step counts for.
     """
     margin_P = scores_a_P - scores_b_P
     nll_P = -(prob_a_P * F.logsigmoid(margin_P) + (1 - prob_a_P) * F.logsigmoid(-margin_P))
     return (weight_P * nll_P).sum() / max(total_weight, EPSILON)
+
+
+def _sure_loss(log_ratio_P: Tensor, *, loss: DPOLoss, beta: float) -> Tensor:
+    """Loss of pairs whose first response is preferred for certain, by their log-ratio h."""
+    match loss:
+        case DPOLoss.sigmoid:
+            return -F.logsigmoid(beta * log_ratio_P)
+        case DPOLoss.ipo:
+            return (log_ratio_P - 1 / (2 * beta)).square()
+        case DPOLoss.hinge:
+            return F.relu(1 - beta * log_ratio_P)
+
+
+def dpo_loss(
+    logprobs_a_P: Tensor,
+    logprobs_b_P: Tensor,
+    reference_a_P: Tensor,
+    reference_b_P: Tensor,
+    *,
+    prob_a_P: Tensor,
+    weight_P: Tensor,
+    total_weight: float,
+    loss: DPOLoss,
+    beta: float,
+    label_smoothing: float,
+) -> Tensor:
+    """Direct Preference Optimization with soft labels (Rafailov et al. 2023, arXiv:2305.18290).
+
+    With `h = (log pi(a) - log ref(a)) - (log pi(b) - log ref(b))`, log-probabilities of whole
+    responses, and `l` one of the losses of a certain label (`DPOLoss`), the loss is the expected
+    one under the label: `sum(w (p' l(h) + (1 - p') l(-h))) / sum(w)`. Smoothing says how often a
+    label is taken to be wrong: `p' = p (1 - e) + (1 - p) e` (conservative DPO, Mitchell 2023,
+    ericmitchell.ai/cdpo.pdf). At p in {0, 1} and e = 0 each is the usual loss. Between, `sigmoid`
+    is least at beta h = ln(p' / (1 - p')), `ipo` at h = (2 p' - 1) / (2 beta) (Azar et al. 2023,
+    arXiv:2310.12036); `hinge` is least at beta h = 1 or -1 whatever the label's strength, which
+    only weighs the pull towards it, and at p' = 1/2 it is flat between the two.
+
+    `ipo` takes sums of log-probabilities as its paper does, not TRL's means per token: h is then in
+    the same unit for all three losses, so that beta means the same. `hinge` follows SLiC (Zhao et
+    al. 2023, arXiv:2305.10425) with the reference inside the margin in place of its regulariser
+    (Liu et al. 2023, arXiv:2309.06657).
+
+    Args:
+        logprobs_a_P: Of the policy, of each pair's response a: sums over its tokens, nats.
+        logprobs_b_P: Of response b.
+        reference_a_P: Of the reference, likewise.
+        reference_b_P: Of response b.
+        prob_a_P: Label P(a preferred), in [0, 1].
+        weight_P: Weight of each pair.
+        total_weight: Sum of the weights of the whole optimizer step.
+        loss: Which one.
+        beta: Strength of the pull to the reference, above 0.
+        label_smoothing: Probability that a label is wrong, in [0, 1/2).
+    """
+    log_ratio_P = (logprobs_a_P - reference_a_P) - (logprobs_b_P - reference_b_P)
+    smoothed_P = prob_a_P * (1 - label_smoothing) + (1 - prob_a_P) * label_smoothing
+    a_wins_P = _sure_loss(log_ratio_P, loss=loss, beta=beta)
+    b_wins_P = _sure_loss(-log_ratio_P, loss=loss, beta=beta)
+    expected_P = smoothed_P * a_wins_P + (1 - smoothed_P) * b_wins_P
+    return (weight_P * expected_P).sum() / max(total_weight, EPSILON)
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, *, estimator: str) -> Tensor:
@@ -135,6 +197,25 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, *, estimator: str)
             return torch.expm1(-bounded) + bounded
         case _:
             raise ValueError(f"unknown KL estimator {estimator!r}: one of k1, k2, k3")
+
+
+def kl_loss(
+    logprobs_N: Tensor, reference_logprobs_N: Tensor, *, estimator: str, num_tokens: int
+) -> Tensor:
+    """KL penalty as a term of the loss: `sum(kl_estimate) / num_tokens`.
+
+    On tokens that the policy sampled, the gradient of k2 is in expectation that of
+    KL(policy || reference), and the gradient of k3 that of KL(reference || policy). The gradient of
+    k1 is 0 in expectation whatever the reference, so it has no place here.
+
+    Args:
+        logprobs_N: Of the policy that is being updated, with gradient.
+        reference_logprobs_N: Of the SL-CAI policy.
+        estimator: k2 or k3.
+        num_tokens: Response tokens of the whole optimizer step.
+    """
+    kl_N = kl_estimate(logprobs_N, reference_logprobs_N, estimator=estimator)
+    return kl_N.sum() / max(1, num_tokens)
 
 
 def adaptive_kl_coef(
@@ -198,32 +279,38 @@ def gae(
     values_BT: Tensor,
     mask_BT: Tensor,
     *,
+    final_values_B: Tensor,
     discount: float,
     gae_lambda: float,
 ) -> Advantages:
     """Generalised advantage estimation over response tokens (Schulman et al. 2016, eq. 11-16).
 
     `delta_t = r_t + discount * V_{t+1} - V_t`, `A_t = delta_t + discount * gae_lambda * A_{t+1}`,
-    with V and A equal to 0 after the last token: a response that was cut counts as ended.
+    with A equal to 0 after the last token and V there as given.
 
     Args:
         rewards_BT: Rewards.
         values_BT: Value of the state before each token.
         mask_BT: True on response tokens, which fill each row from the left.
+        final_values_B: Value of the state after the last token: 0 where the response ended there,
+            a prediction where it would have gone on (Pardo et al. 2018, arXiv:1712.00378).
         discount: Per token.
         gae_lambda: 1 takes whole returns, 0 one-step differences.
     """
     values_BT = values_BT.masked_fill(~mask_BT, 0.0)
     rewards_BT = rewards_BT.masked_fill(~mask_BT, 0.0)
+    next_values_BT = values_BT.roll(-1, dims=1)
+    lengths_B = mask_BT.sum(1)
+    rows_B = (lengths_B > 0).nonzero()[:, 0]
+    next_values_BT[rows_B, lengths_B[rows_B] - 1] = final_values_B[rows_B]
+    next_values_BT = next_values_BT.masked_fill(~mask_BT, 0.0)
     advantages_BT = torch.zeros_like(values_BT)
     advantage_B = values_BT.new_zeros(len(values_BT))
-    value_B = values_BT.new_zeros(len(values_BT))
     for t in reversed(range(values_BT.shape[1])):
-        delta_B = rewards_BT[:, t] + discount * value_B - values_BT[:, t]
+        delta_B = rewards_BT[:, t] + discount * next_values_BT[:, t] - values_BT[:, t]
         advantage_B = delta_B + discount * gae_lambda * advantage_B
         # Past the end every term is 0, so nothing is carried into the last token.
         advantages_BT[:, t] = advantage_B
-        value_B = values_BT[:, t]
     return Advantages(advantages_BT=advantages_BT, returns_BT=advantages_BT + values_BT)
 
 
@@ -271,6 +358,15 @@ def policy_loss(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueLoss:
+    """The value function's objective."""
+
+    loss: Tensor
+    clipped_N: Tensor
+    """Whether the clipped branch was the one that counted, boolean."""
+
+
 def value_loss(
     values_N: Tensor,
     old_values_N: Tensor,
@@ -278,14 +374,18 @@ def value_loss(
     *,
     value_clip: float,
     num_tokens: int,
-) -> Tensor:
+) -> ValueLoss:
     """Clipped value loss, a mean over tokens (N+ detail 21; Schulman et al. 2017's code).
 
     `1/2 sum(max((V - R)^2, (clip(V, V_old - value_clip, V_old + value_clip) - R)^2)) / num_tokens`
     """
     bounded_N = torch.clamp(values_N, old_values_N - value_clip, old_values_N + value_clip)
-    worse_N = torch.maximum((values_N - returns_N).square(), (bounded_N - returns_N).square())
-    return 0.5 * worse_N.sum() / max(1, num_tokens)
+    plain_N = (values_N - returns_N).square()
+    clipped_N = (bounded_N - returns_N).square()
+    return ValueLoss(
+        loss=0.5 * torch.maximum(plain_N, clipped_N).sum() / max(1, num_tokens),
+        clipped_N=(clipped_N > plain_N).detach(),
+    )
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

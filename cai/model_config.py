@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from cai.choices import EmbeddedModel, EngineName, ModelSource
+from cai.choices import Adapter, EmbeddedModel, EngineName, ModelSource
 from cai.ranges import check, not_negative, positive
 
 
@@ -118,12 +118,28 @@ class ModelConfig:
     """Longest prompt plus response, in tokens; what does not fit is a counted outcome."""
     system_prompt: str | None
     """System turn of the policy's conversations; null leaves the chat template's own."""
+    adapter: Adapter
+    """What is trained. With `none` (all weights) the settings of `lora` are not used, each trained
+    role takes 4 bytes of memory per weight and 12 more while it learns, and the learning rates of
+    `conf/phase`, which are for adapters, are too high: experiment=full_weights has others."""
     lora: LoRAConfig
+    """For `adapter: lora`."""
     engine: EngineConfig
 
     def __post_init__(self) -> None:
         positive(self, "max_context")
         check(
+            self.adapter is Adapter.lora or self.engine.name is not EngineName.vllm,
+            f"adapter={self.adapter.value} cannot be sampled from by vLLM, which would have to "
+            "start anew for every policy: type engine@<this model>.engine=transformers, or "
+            "adapter=lora",
+        )
+        check(
             self.source is not ModelSource.embedded or self.path in list(EmbeddedModel),
             f"path must be one of {', '.join(EmbeddedModel)} for source=embedded, not {self.path}",
         )
+
+    @property
+    def trained(self) -> LoRAConfig | None:
+        """The adapters that are trained; None: all weights are."""
+        return self.lora if self.adapter is Adapter.lora else None

@@ -1,7 +1,7 @@
 """Base models: where they come from, what identifies them, how they are loaded.
 
-A base is loaded once per process and never changed; policies and preference models are LoRA
-adapters on it (`adapters.py`). Only safetensors and JSON are read; `trust_remote_code` does not
+A base is loaded once per process and never changed; policies and preference models are adapters on
+it or copies of it (`adapters.py`). Only safetensors and JSON are read; `trust_remote_code` does not
 exist here. A base's identity is the sha256 of its weights, known without loading it, so a plan can
 tell what would be reused.
 """
@@ -40,6 +40,7 @@ IDENTIFYING = (".safetensors", ".json", ".jinja", ".txt", ".model")
 POLICY = "policy"
 REFERENCE = "reference"
 PREFERENCE = "preference"
+VALUE = "value"
 
 
 class Weights:
@@ -211,7 +212,7 @@ def dtype_of(hardware: HardwareConfig) -> torch.dtype:
             return torch.bfloat16 if native else torch.float32
 
 
-def _folder_sha256(folder: Path) -> str:
+def folder_sha256(folder: Path) -> str:
     """Identity of a local model: its weights, config and tokenizer; remembered by size and time."""
     files = sorted(
         path for path in folder.iterdir() if path.suffix in IDENTIFYING and path.is_file()
@@ -234,23 +235,27 @@ def _folder_sha256(folder: Path) -> str:
     return digest_of(hashes)
 
 
-def _hub_folder(config: ModelConfig) -> Path:
+def hub_folder(path: str, *, revision: str | None) -> Path:
+    """The folder of a model of the Hugging Face hub, downloaded unless it is in the hub's cache.
+
+    Raises:
+        UserError: when it cannot be had.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
             snapshot_download(
-                config.path,
-                revision=config.revision,
+                path,
+                revision=revision,
                 allow_patterns=[f"*{ending}" for ending in IDENTIFYING],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model {config.name}: {config.path} could not be had from the Hugging Face hub "
-            f"({type(error).__name__}). Without network, download it elsewhere and type: "
-            "model=local model.path=<folder>"
+            f"{path} could not be had from the Hugging Face hub ({type(error).__name__}). Without "
+            "network, download it elsewhere and type: model=local model.path=<folder>"
         ) from error
 
 
@@ -264,7 +269,7 @@ def folder_of(config: ModelConfig) -> Path:
         case ModelSource.embedded:
             return embedded.verify(embedded.named(config.path))
         case ModelSource.hub:
-            return _hub_folder(config)
+            return hub_folder(config.path, revision=config.revision)
         case ModelSource.path:
             folder = Path(config.path).expanduser()
             if not (folder / "config.json").is_file():
@@ -278,7 +283,7 @@ def identity(config: ModelConfig) -> str:
     """Sha256 that stands for a model's weights and tokenizer."""
     if config.source is ModelSource.embedded:
         return embedded.named(config.path).gguf_sha256
-    return _folder_sha256(folder_of(config))
+    return folder_sha256(folder_of(config))
 
 
 def _check_window(config: ModelConfig, window: int) -> None:

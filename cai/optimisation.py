@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
 
 from cai.errors import UserError
 from cai.faults import fault
@@ -60,8 +61,8 @@ def adamw(
 
 
 def warmup_factor(step: int, *, total_steps: int, warmup_frac: float) -> float:
-    """Share of the learning rate at a step, counted from 1: linear warm-up, then 1."""
-    return min(1.0, step / max(1, round(warmup_frac * total_steps)))
+    """Share of the learning rate at a step, counted from 1: linear warm-up, then 1; 0 before."""
+    return max(0.0, min(1.0, step / max(1, round(warmup_frac * total_steps))))
 
 
 def apply_update(
@@ -72,6 +73,8 @@ def apply_update(
     stage: str,
     step: int,
     total_steps: int,
+    delay: int = 0,
+    clip_apart: bool = False,
 ) -> float:
     """Change the weights by the gradients that are there; return the gradient's norm.
 
@@ -82,6 +85,8 @@ def apply_update(
         stage: For messages and fault points.
         step: Optimizer step, counted from 1.
         total_steps: Optimizer steps of the whole training.
+        delay: Steps before the first group of parameters learns; its warm-up begins after them.
+        clip_apart: Clip each group of parameters by its own norm; for networks that share nothing.
 
     Raises:
         NonFiniteError: before any weight is changed.
@@ -89,17 +94,23 @@ def apply_update(
     if not math.isfinite(float(loss)):
         raise NonFiniteError(stage=stage, step=step, what=f"the loss ({float(loss)})")
     groups = optimizer.param_groups
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    if not math.isfinite(float(norm)):
+    networks = [group["params"] for group in groups]
+    if not clip_apart:
+        networks = [[parameter for network in networks for parameter in network]]
+    norm = math.hypot(
+        *(float(clip_grad_norm_(network, config.max_grad_norm)) for network in networks)
+    )
+    if not math.isfinite(norm):
         raise NonFiniteError(stage=stage, step=step, what="the gradient")
-    factor = warmup_factor(step, total_steps=total_steps, warmup_frac=config.warmup_frac)
-    for group in groups:
+    for group, wait in zip(groups, [delay, *[0] * (len(groups) - 1)], strict=True):
+        factor = warmup_factor(
+            step - wait, total_steps=total_steps - wait, warmup_frac=config.warmup_frac
+        )
         group["lr"] = group["initial_lr"] * factor
     optimizer.step()
     optimizer.zero_grad()
     fault(f"{stage}:step")
-    return float(norm)
+    return norm
 
 
 def trained_state(module: LightningModule) -> dict[str, Tensor]:

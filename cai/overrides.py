@@ -2,16 +2,18 @@
 
 Hydra 1.3 loads `constitution=../../x` from outside `conf/`, and what is typed goes into the run's
 command, its manifest and sweep files, so a path as an option and a secret as a setting are refused.
+So is a setting that another one on the same line makes void.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 
+from cai.choices import Adapter
 from cai.errors import ConfigError
 from cai.schema import NAME
 
@@ -36,7 +38,9 @@ def check_overrides(overrides: Iterable[str]) -> None:
         ConfigError: One of them is there; the message names the key and never the value.
         hydra.errors.OverrideParseException: An override cannot be parsed.
     """
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    _check_used(parsed)
+    for override in parsed:
         _check_keys(override)
         if "." not in override.key_or_group and override.key_or_group not in SETTINGS:
             for option in _choices(override):
@@ -57,6 +61,18 @@ def check_option(group: str, option: str) -> None:
             "  For options of your own: --config-dir DIR, with the file in "
             f"DIR/{group}/<name>.yaml"
         )
+
+
+def _check_used(overrides: Sequence[Override]) -> None:
+    """Refuse settings of adapters for a model that is trained without."""
+    keys = {override.get_key_element().lstrip("+"): override.value() for override in overrides}
+    for key in keys:
+        model, lora, _ = key.partition(".lora.")
+        if lora and keys.get(f"{model}.adapter") == Adapter.none.value:
+            raise ConfigError(
+                f"{key} has no effect with {model}.adapter=none, which trains all weights.\n"
+                f"  Leave one of the two out."
+            )
 
 
 def _check_keys(override: Override) -> None:

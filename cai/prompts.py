@@ -197,6 +197,25 @@ def direct_revision_wording() -> Sequence[object]:
     return REVIEWER_SYSTEM, *(message.content for message in prompt)
 
 
+CRITERION = "The assistant's next response will be judged by this question:"
+
+
+def criterion_message(system: str | None, *, question: str) -> Message:
+    """System turn of a conversation whose responses are scored under a principle.
+
+    Args:
+        system: The model's own system turn, which stays in front.
+        question: The principle's comparison form; quoted, so it cannot pass for anything else.
+    """
+    before = "" if system is None else f"{system}\n\n"
+    return Message(role="system", content=f"{before}{CRITERION}\n{quoted(question)}")
+
+
+def criterion_wording() -> Sequence[object]:
+    """All wording that tells a preference model of a principle, for a stage's digest."""
+    return (criterion_message("1", question="2").content,)
+
+
 def comparison_wording() -> Sequence[object]:
     """All wording that asks for a comparison, for a stage's digest."""
     options = (Option(letter="B", response="1"), Option(letter="C", response="2"))

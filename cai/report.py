@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,21 +21,15 @@ import jinja2
 from markupsafe import Markup
 
 from cai.artifacts import write_atomically
-from cai.charts import (
-    Chart,
-    IntervalRow,
-    calibration_chart,
-    histogram,
-    interval_chart,
-    line_chart,
-    num_not_finite,
-)
+from cai.choices import Condition
 from cai.feedback.measures import Group, Measures
+from cai.figures import figures_of
 from cai.findings import findings, key_metrics
+from cai.preference_measures import PreferenceMeasures
 from cai.statistics import Estimate
 from cai.story import (
     ConstitutionStory,
-    Curve,
+    DPOStory,
     EvaluationStory,
     FeedbackStory,
     PreferenceModelStory,
@@ -68,14 +61,6 @@ _TOLD = {
 class _Section:
     id: str
     title: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Figure:
-    title: str
-    note: str
-    chart: Chart | None
-    num_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +105,6 @@ class _FeedbackView:
     groups: list[_GroupTable]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Charts:
-    sl_policy: tuple[_Figure, ...]
-    feedback: tuple[_Figure, ...]
-    preference_model: tuple[_Figure, ...]
-    ppo: tuple[_Figure, ...]
-    evaluation: tuple[_Figure, ...]
-
-
 def write_report(story: RunStory, path: Path) -> None:
     """Write the page; a reader sees the old file or the new one, never a part."""
     write_atomically(path, render_report(story).encode("utf-8"))
@@ -148,9 +124,12 @@ def render_report(story: RunStory) -> str:
             run_facts=_run_facts(story),
             outcome_names=_outcome_names(story),
             chains=_chains(story),
-            charts=_charts(story),
+            charts=figures_of(story),
             feedback=_feedback_view(story.feedback),
             preference_rows=_preference_rows(story.preference_model),
+            preference_numbers=_held_out_numbers(story.preference_model),
+            dpo_rows=_dpo_rows(story.dpo),
+            dpo_numbers=_held_out_numbers(story.dpo),
             has_scores=_has_scores(story.evaluation),
             principle_columns=columns,
             reproduce_facts=_reproduce_facts(story),
@@ -199,11 +178,13 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
     known = [
         (True, "shows", "What this run shows"),
         (True, "run", "What was run"),
+        (story.audit, "audit", "What reading the document tells"),
         (story.constitution, "constitution", "The constitution"),
         (story.revisions, "revisions", "Drafts, critiques, revisions"),
         (story.sl_policy, "sl-policy", "SL-CAI fine-tune"),
         (story.feedback, "feedback", "Feedback quality"),
         (story.preference_model, "preference-model", "Preference model"),
+        (story.dpo, "dpo", "Direct preference optimization"),
         (story.ppo, "ppo", "Reinforcement learning"),
         (story.examples, "examples", "Before and after"),
         (story.evaluation, "evaluation", "Evaluation"),
@@ -335,12 +316,53 @@ def _positions(measured: Measures) -> str:
 def _preference_rows(model: PreferenceModelStory | None) -> list[tuple[str, Estimate]]:
     if model is None:
         return []
+    measured = model.measured
+    tests = "the constitution's tests"
+    if model.condition is Condition.principle:
+        tests += ", each under its own principle"
     rows = [
-        ("Agreement with AI labels of held-out pairs (chance 0.5)", model.accuracy),
-        ("Taking the longer response instead, same pairs", model.longer_wins),
-        ("Accuracy on the constitution's tests (chance 0.5)", model.principle_tests),
+        *_held_out_rows(measured),
+        (f"Accuracy on {tests} (chance 0.5)", measured.principle_tests),
+        ("Members prefer different responses, held-out pairs", measured.member_conflicts),
+        ("Standard deviation over the members, held-out responses", measured.member_std),
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def _held_out_rows(measured: PreferenceMeasures) -> list[tuple[str, Estimate | None]]:
+    return [
+        ("Agreement with AI labels of held-out pairs (chance 0.5)", measured.accuracy),
+        ("Taking the longer response instead, same pairs", measured.longer_wins),
+        (
+            "Cross-entropy with the labels of held-out pairs, nats (0.693 for always saying 0.5)",
+            measured.cross_entropy,
+        ),
+    ]
+
+
+def _dpo_rows(dpo: DPOStory | None) -> list[tuple[str, Estimate]]:
+    if dpo is None:
+        return []
+    rows = [
+        *_held_out_rows(dpo.measured),
+        ("Mean margin, preferred side minus other (no opinion 0)", dpo.margin),
+        ("Mean implicit reward of the preferred side (as under SL-CAI 0)", dpo.preferred_reward),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _held_out_numbers(
+    learner: PreferenceModelStory | DPOStory | None,
+) -> list[tuple[str, float]]:
+    if learner is None:
+        return []
+    measured = learner.measured
+    numbers = [
+        ("Entropy of these labels, nats: no cross-entropy is lower", measured.label_entropy),
+        ("Expected calibration error", measured.calibration_error),
+        ("Brier score", measured.brier),
+    ]
+    return [(name, value) for name, value in numbers if value is not None]
 
 
 def _has_scores(evaluation: EvaluationStory | None) -> bool:
@@ -368,88 +390,3 @@ def _principle_columns(constitution: ConstitutionStory | None) -> list[_Column]:
         *(_Column(title=title, cells=cells, estimates=True) for title, cells in estimates),
     ]
     return [column for column in columns if any(cell is not None for cell in column.cells)]
-
-
-def _charts(story: RunStory) -> _Charts:
-    feedback, model = story.feedback, story.preference_model
-    return _Charts(
-        sl_policy=_curves(story.sl_policy.curves if story.sl_policy else (), "sl"),
-        feedback=_feedback_figures(feedback) if feedback else (),
-        preference_model=_preference_figures(model) if model else (),
-        ppo=_curves(story.ppo.curves if story.ppo else (), "ppo"),
-        evaluation=_evaluation_figures(story.evaluation) if story.evaluation else (),
-    )
-
-
-def _curves(curves: Sequence[Curve], prefix: str) -> tuple[_Figure, ...]:
-    return tuple(
-        _Figure(
-            title=curve.title,
-            note=curve.note,
-            chart=line_chart(curve, key=f"{prefix}-{i}"),
-            num_left_out=num_not_finite(curve),
-        )
-        for i, curve in enumerate(curves)
-    )
-
-
-def _drawn(title: str, note: str, chart: Chart | None) -> tuple[_Figure, ...]:
-    return (_Figure(title=title, note=note, chart=chart),) if chart else ()
-
-
-def _feedback_figures(feedback: FeedbackStory) -> tuple[_Figure, ...]:
-    tested = [
-        IntervalRow(name=group.name, estimate=group.accuracy)
-        for group in feedback.measured.by_principle
-        if group.accuracy is not None
-    ]
-    reliability = calibration_chart(
-        feedback.measured.bins,
-        key="feedback-bins",
-        x_label="stated confidence",
-        y_label="share correct",
-    )
-    labels = histogram(
-        feedback.comparisons.label_probabilities if feedback.comparisons else (),
-        key="feedback-labels",
-        x_label="P(response a preferred)",
-        y_label="comparisons",
-    )
-    by_principle = interval_chart(
-        tested, key="feedback-principles", x_label="accuracy on its pairs", reference=0.5
-    )
-    return (
-        *_drawn(
-            "Reliability of the feedback",
-            "On the dotted line, stated confidence is what comes true. Numbers are pairs per bin.",
-            reliability,
-        ),
-        *_drawn(
-            "Labels of the comparisons",
-            "A heap at 0.5 means that the feedback model hardly tells the responses apart.",
-            labels,
-        ),
-        *_drawn("Feedback accuracy by principle", "The dotted line is chance.", by_principle),
-    )
-
-
-def _preference_figures(model: PreferenceModelStory) -> tuple[_Figure, ...]:
-    reliability = calibration_chart(
-        model.bins, key="pm-bins", x_label="stated confidence", y_label="agreement with label"
-    )
-    return (
-        *_curves(model.curves, "pm"),
-        *_drawn(
-            "Reliability of the preference model", "Held-out pairs; numbers per bin.", reliability
-        ),
-    )
-
-
-def _evaluation_figures(evaluation: EvaluationStory) -> tuple[_Figure, ...]:
-    rows = [
-        IntervalRow(name=f"{label(row.kind)}: {label(row.policy)}", estimate=row.refusal_rate)
-        for row in evaluation.rows
-        if row.refusal_rate is not None
-    ]
-    chart = interval_chart(rows, key="refusals", x_label="refusal rate")
-    return _drawn("Refusal rate by prompt kind and policy", "95 % intervals.", chart)

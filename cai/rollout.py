@@ -4,9 +4,9 @@ Tokens in, tokens out: a response is never decoded and encoded again. Log-probab
 policy and of the reference come from the training engine, in the very micro-batches of the
 update's first pass, so that the probability ratio there is exactly 1; what the sampler itself said
 is kept only to report the gap. The reference is the SL-CAI adapter. Values come from a head on the
-policy's own trunk. The preference model reads its score at the end-of-sequence token, which is
-appended for it to a response that was cut: that is where it was trained and calibrated (Bai et al.
-2022a, app. A.2, append one too), and anywhere else its score would mean nothing.
+policy's trunk, or on that of an adapter of its own. Scores come from a function of closed
+sequences: a response that was cut gets the end-of-sequence token that a preference model reads its
+score at (`cai.scoring`; Bai et al. 2022a, app. A.2, append one too).
 
 A response without tokens takes part in nothing: its score is 0, it has no reward and no advantage,
 and it is counted.
@@ -24,22 +24,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
-from cai import losses
+from cai import advantages
 from cai.adapters import active, forward_hidden
+from cai.advantages import Values
 from cai.batches import (
     TokenBatch,
-    TokenIds,
-    collate,
     length_mask,
     pad,
     split_by_length,
     token_batch,
 )
-from cai.heads import ScoreHead, seeded_generator, token_logprobs
+from cai.full_weights import Tuned
+from cai.heads import ScoreHead, TokenLogprobs, seeded_generator, token_logprobs
 from cai.optimisation import NonFiniteError
+from cai.scoring import TokenScore, closed
 from cai.training_config import PPOConfig
 
 
@@ -57,13 +57,12 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heads:
-    """The two heads of PPO."""
+class ValueFunction:
+    """A head and the adapter whose trunk it reads; it learns from the returns."""
 
-    value: ScoreHead
-    """On the policy's trunk; trained."""
-    preference: ScoreHead
-    """On the preference adapter's trunk; frozen and calibrated."""
+    adapter: str
+    """The policy's, or another one that learns only from the returns."""
+    head: ScoreHead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +87,24 @@ class RolloutBatch:
     """Of the policy's next-token distribution, nats."""
     values_BT: Tensor
     """Value of the state before each token."""
+    final_values_B: Tensor
+    """Value of the state after the last token; 0 for an empty response."""
+    values_fitted: bool
+    """Whether the value head was put on the returns' scale in this round."""
     scores_B: Tensor
-    """Of the preference model at the end of sequence, calibrated, without any penalty."""
+    """Of the preference model at the end of sequence, calibrated, neither clipped nor penalised."""
+    scored_B: Tensor
+    """Whether the score is in the rewards, bool: not for an empty response, nor for a cut one that
+    is bootstrapped."""
     kl_BT: Tensor
-    """Estimate that is in the reward."""
+    """Estimate that is penalised."""
     kl_coef: float
+    """Its weight, in the rewards or in the loss."""
+    reward_kl_coef: float
+    """Its weight in the rewards: 0 when it is in the loss."""
     rewards_BT: Tensor
-    """`-kl_coef * kl`, and the penalised score at the last token; not whitened."""
+    """`-reward_kl_coef * kl`, and the clipped and penalised score at the last token; not
+    whitened."""
     advantages_BT: Tensor
     """Whitened over the tokens of the whole batch."""
     returns_BT: Tensor
@@ -115,7 +125,9 @@ class RolloutBatch:
             reference_logprobs_BT=self.reference_logprobs_BT.to(device),
             entropy_BT=self.entropy_BT.to(device),
             values_BT=self.values_BT.to(device),
+            final_values_B=self.final_values_B.to(device),
             scores_B=self.scores_B.to(device),
+            scored_B=self.scored_B.to(device),
             kl_BT=self.kl_BT.to(device),
             rewards_BT=self.rewards_BT.to(device),
             advantages_BT=self.advantages_BT.to(device),
@@ -170,35 +182,22 @@ def plan_minibatches(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyView:
-    """What an adapter says about the response tokens of a micro-batch."""
+class States:
+    """Hidden states of a micro-batch that heads read; rollouts and updates read the same ones."""
 
-    logprobs_N: Tensor
-    entropy_N: Tensor
-    values_N: Tensor | None
-    """None without a value head."""
+    before_NH: Tensor
+    """Before each response token."""
+    final_BH: Tensor
+    """After each row's last token."""
 
 
-def view_tokens(
-    model: PeftModel,
-    tokens: TokenBatch,
-    *,
-    adapter: str,
-    temperature: float,
-    value_head: ScoreHead | None,
-) -> PolicyView:
-    """Log-probabilities, entropies and values of response tokens; rollouts and updates use it."""
+def states_of(model: Tuned, tokens: TokenBatch, *, adapter: str) -> States:
+    """One pass of an adapter's trunk."""
     hidden_BSH = forward_hidden(model, tokens.ids_BS, tokens.mask_BS, adapter=adapter)
-    states_NH = tokens.states(hidden_BSH)
-    said = token_logprobs(model, states_NH, tokens.targets_N, temperature=temperature)
-    return PolicyView(
-        logprobs_N=said.logprob_N,
-        entropy_N=said.entropy_N,
-        values_N=None if value_head is None else value_head(states_NH),
-    )
+    return States(before_NH=tokens.states(hidden_BSH), final_BH=tokens.last(hidden_BSH))
 
 
-# The records below are the parts of a `RolloutBatch`, under its own field names.
+# The records below are parts of a `RolloutBatch`, under its own field names.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,20 +215,6 @@ class _Measured:
     old_logprobs_BT: Tensor
     reference_logprobs_BT: Tensor
     entropy_BT: Tensor
-    values_BT: Tensor
-    scores_B: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rewards:
-    kl_BT: Tensor
-    rewards_BT: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Advantages:
-    advantages_BT: Tensor
-    returns_BT: Tensor
 
 
 def _sequences(samples: Sequence[Sampled], *, pad_id: int, device: torch.device) -> _Sequences:
@@ -251,32 +236,22 @@ class _Part:
 
     rows: list[int]
     tokens: TokenBatch
-    closed: TokenBatch
-    """The same sequences, every one ended, for the preference model."""
 
 
-def _parts(
-    samples: Sequence[Sampled],
-    sequences: _Sequences,
-    groups: Sequence[list[int]],
-    eos_id: int,
-) -> list[_Part]:
-    prompt_lengths, response_lengths = sequences.prompt_lengths, sequences.response_lengths
-    device = sequences.ids_BS.device
-    parts = []
-    for rows in groups:
-        ended = [
-            (s.prompt_ids, s.response_ids if s.finished else (*s.response_ids, eos_id))
-            for s in (samples[row] for row in rows)
-        ]
-        parts.append(
-            _Part(
-                rows=rows,
-                tokens=_rows(sequences.ids_BS, prompt_lengths, response_lengths, rows),
-                closed=collate(ended, pad_id=eos_id).to(device),
-            )
-        )
-    return parts
+def _parts(sequences: _Sequences, groups: Sequence[list[int]]) -> list[_Part]:
+    lengths = sequences.prompt_lengths, sequences.response_lengths
+    return [_Part(rows=rows, tokens=_rows(sequences.ids_BS, *lengths, rows)) for rows in groups]
+
+
+def _scores(
+    samples: Sequence[Sampled], score: TokenScore, *, eos_id: int, mask_BT: Tensor
+) -> Tensor:
+    """Scores (B,) of the closed sequences; 0 where there is no token."""
+    ended = [
+        (s.prompt_ids, closed(s.response_ids, finished=s.finished, eos_id=eos_id)) for s in samples
+    ]
+    scores_B = torch.tensor(score(ended), device=mask_BT.device)
+    return scores_B.masked_fill(~mask_BT.any(1), 0.0)
 
 
 def _spread(parts: Sequence[_Part], values: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
@@ -290,94 +265,43 @@ def _spread(parts: Sequence[_Part], values: Sequence[Tensor], mask_BT: Tensor) -
 
 @torch.no_grad()
 def _measure(
-    model: PeftModel,
+    model: Tuned,
     parts: Sequence[_Part],
     mask_BT: Tensor,
     *,
     policy_adapter: str,
     reference_adapter: str,
-    preference_adapter: str,
-    heads: Heads,
+    value: ValueFunction,
     temperature: float,
-) -> _Measured:
-    views = {}
-    for adapter, head in ((policy_adapter, heads.value), (reference_adapter, None)):
+) -> tuple[_Measured, Values]:
+    said: dict[str, list[TokenLogprobs]] = {policy_adapter: [], reference_adapter: []}
+    values, final_values_B = [], torch.zeros(len(mask_BT), device=mask_BT.device)
+    for adapter in dict.fromkeys((policy_adapter, reference_adapter, value.adapter)):
         with active(model, adapter):
-            views[adapter] = [
-                view_tokens(
-                    model, part.tokens, adapter=adapter, temperature=temperature, value_head=head
-                )
-                for part in parts
-            ]
-    scores_B = torch.zeros(len(mask_BT), device=mask_BT.device)
-    with active(model, preference_adapter):
-        for part in parts:
-            ids, mask = part.closed.ids_BS, part.closed.mask_BS
-            hidden = forward_hidden(model, ids, mask, adapter=preference_adapter)
-            scores_B[part.rows] = heads.preference(part.closed.last(hidden))
-    policy, reference = views[policy_adapter], views[reference_adapter]
-    return _Measured(
-        old_logprobs_BT=_spread(parts, [view.logprobs_N for view in policy], mask_BT),
-        reference_logprobs_BT=_spread(parts, [view.logprobs_N for view in reference], mask_BT),
+            for part in parts:
+                tokens = part.tokens
+                states = states_of(model, tokens, adapter=adapter)
+                if adapter in said:
+                    said[adapter].append(
+                        token_logprobs(
+                            model,
+                            states.before_NH,
+                            tokens.targets_N,
+                            adapter=adapter,
+                            temperature=temperature,
+                        )
+                    )
+                if adapter == value.adapter:
+                    values.append(value.head(states.before_NH))
+                    final_values_B[part.rows] = value.head(states.final_BH)
+    policy, reference = said[policy_adapter], said[reference_adapter]
+    measured = _Measured(
+        old_logprobs_BT=_spread(parts, [view.logprob_N for view in policy], mask_BT),
+        reference_logprobs_BT=_spread(parts, [view.logprob_N for view in reference], mask_BT),
         entropy_BT=_spread(parts, [view.entropy_N for view in policy], mask_BT),
-        values_BT=_spread(parts, [view.values_N for view in policy], mask_BT),
-        scores_B=scores_B.masked_fill(~mask_BT.any(1), 0.0),
     )
-
-
-def _rewards(
-    config: PPOConfig,
-    measured: _Measured,
-    *,
-    finished_B: Tensor,
-    mask_BT: Tensor,
-    kl_coef: float,
-) -> _Rewards:
-    kl_BT = losses.kl_estimate(
-        measured.old_logprobs_BT,
-        measured.reference_logprobs_BT,
-        estimator=config.kl_estimator.value,
-    )
-    penalised_B = losses.penalised_scores(
-        measured.scores_B, finished_B, penalty=config.missing_eos_penalty
-    )
-    rewards_BT = losses.token_rewards(penalised_B, kl_BT, mask_BT, kl_coef=kl_coef)
-    return _Rewards(kl_BT=kl_BT, rewards_BT=rewards_BT)
-
-
-def _fitted_values(
-    head: ScoreHead, values_BT: Tensor, rewards_BT: Tensor, mask_BT: Tensor, *, discount: float
-) -> Tensor:
-    """Put the value head on the scale of the returns, before the first update; its new values.
-
-    The preference head reads its score at the end of a sequence and under another adapter; read at
-    every token of the policy's trunk it is off by several standard deviations, and whitened
-    advantages are then mostly that error. A line fitted to the first round's returns (least
-    squares) takes the error out and keeps the direction.
-    """
-    zeros_BT = torch.zeros_like(values_BT)
-    returns_BT = losses.gae(
-        rewards_BT, zeros_BT, mask_BT, discount=discount, gae_lambda=1.0
-    ).returns_BT
-    line = losses.affine_fit(values_BT, returns_BT, mask_BT)
-    head.rescale(scale=line.scale, shift=line.shift)
-    return (line.scale * values_BT + line.shift).masked_fill(~mask_BT, 0.0)
-
-
-def _advantages(
-    config: PPOConfig, rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor
-) -> _Advantages:
-    estimates = losses.gae(
-        rewards_BT,
-        values_BT,
-        mask_BT,
-        discount=config.discount,
-        gae_lambda=config.gae_lambda,
-    )
-    return _Advantages(
-        advantages_BT=losses.whiten(estimates.advantages_BT, mask_BT, shift=True),
-        returns_BT=estimates.returns_BT,
-    )
+    values_BT = _spread(parts, values, mask_BT)
+    return measured, Values(values_BT=values_BT, final_values_B=final_values_B)
 
 
 def _first_pass(
@@ -396,13 +320,14 @@ def _first_pass(
 
 
 def build_rollouts(
-    model: PeftModel,
+    model: Tuned,
     samples: Sequence[Sampled],
     *,
     policy_adapter: str,
     reference_adapter: str,
-    preference_adapter: str,
-    heads: Heads,
+    score: TokenScore,
+    value: ValueFunction,
+    fit_values: bool,
     config: PPOConfig,
     kl_coef: float,
     micro_batch_size: int,
@@ -414,16 +339,18 @@ def build_rollouts(
     """Measure sampled responses and turn scores into advantages.
 
     Args:
-        model: Base with the three adapters; the reference is another one than the policy.
+        model: Base with the two adapters; the reference is another one than the policy.
         samples: At least one; the row order of the result.
         policy_adapter: Samples and learns.
         reference_adapter: The KL penalty is measured from it.
-        preference_adapter: Gives the score, with `heads.preference`.
-        heads: Value and preference heads; in round 0 the value head is put on the returns' scale.
-        config: Temperature, KL estimator, penalty, whitening, discount and lambda.
+        score: The preference model's, of closed sequences.
+        value: Its head is changed by `fit_values`.
+        fit_values: Put the value head on the returns' scale, if this round has a score; until it is
+            done, once (`RolloutBatch.values_fitted`).
+        config: Temperature, and everything about rewards and advantages.
         kl_coef: Weight of the KL penalty in this round.
         micro_batch_size: Sequences per forward pass.
-        eos_id: Ends a cut response for the preference model; also fills the right, never read.
+        eos_id: Ends a cut response for `score`; also fills the right, never read.
         seed: Of the minibatches (`plan_minibatches`), the same as the update's.
         iteration: The round, counted from 0.
         stage: For messages.
@@ -439,56 +366,30 @@ def build_rollouts(
     groups = _first_pass(
         sequences, config, micro_batch_size=micro_batch_size, seed=seed, iteration=iteration
     )
-    measured = _measure(
+    measured, values = _measure(
         model,
-        _parts(samples, sequences, groups, eos_id),
+        _parts(sequences, groups),
         mask_BT,
         policy_adapter=policy_adapter,
         reference_adapter=reference_adapter,
-        preference_adapter=preference_adapter,
-        heads=heads,
+        value=value,
         temperature=config.temperature,
     )
-    for name, values in vars(measured).items():
-        if not values.isfinite().all():
+    scores_B = _scores(samples, score, eos_id=eos_id, mask_BT=mask_BT)
+    for name, found in (vars(measured) | vars(values) | {"scores_B": scores_B}).items():
+        if not found.isfinite().all():
             raise NonFiniteError(stage=stage, step=iteration + 1, what=f"one of {name}")
-    rewards = _rewards(
-        config, measured, finished_B=sequences.finished_B, mask_BT=mask_BT, kl_coef=kl_coef
+    rewards = advantages.token_rewards(
+        config,
+        scores_B=scores_B,
+        logprobs_BT=measured.old_logprobs_BT,
+        reference_logprobs_BT=measured.reference_logprobs_BT,
+        finished_B=sequences.finished_B,
+        mask_BT=mask_BT,
+        kl_coef=kl_coef,
     )
-    learned_BT = rewards.rewards_BT
-    if config.whiten_rewards:
-        learned_BT = losses.whiten(learned_BT, mask_BT, shift=False)
-    if iteration == 0 and mask_BT.any():
-        values_BT = _fitted_values(
-            heads.value, measured.values_BT, learned_BT, mask_BT, discount=config.discount
-        )
-        measured = dataclasses.replace(measured, values_BT=values_BT)
-    advantages = _advantages(config, learned_BT, measured.values_BT, mask_BT)
-    parts = vars(sequences) | vars(measured) | vars(rewards) | vars(advantages)
+    estimates = advantages.estimate(
+        config, rewards, values, mask_BT, unfitted=value.head if fit_values else None
+    )
+    parts = vars(sequences) | vars(measured) | vars(rewards) | vars(estimates)
     return RolloutBatch(iteration=iteration, kl_coef=kl_coef, **parts)
-
-
-@torch.no_grad()
-def score_responses(
-    model: PeftModel,
-    head: ScoreHead,
-    sequences: Sequence[tuple[TokenIds, TokenIds]],
-    *,
-    adapter: str,
-    micro_batch_size: int,
-    pad_id: int,
-) -> list[float]:
-    """Scores of (prompt ids, response ids), in the order given.
-
-    Batches are a function of the lengths. In float32 a score does not depend on what else is in
-    its batch beyond 1e-5; in bfloat16 its last bits do.
-    """
-    scores = [0.0] * len(sequences)
-    lengths = [len(prompt) + len(response) for prompt, response in sequences]
-    with active(model, adapter):
-        for rows in split_by_length(lengths, micro_batch_size):
-            tokens = collate([sequences[row] for row in rows], pad_id=pad_id).to(model.device)
-            hidden = forward_hidden(model, tokens.ids_BS, tokens.mask_BS, adapter=adapter)
-            for row, score in zip(rows, head(tokens.last(hidden)).tolist(), strict=True):
-                scores[row] = score
-    return scores

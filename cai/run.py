@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cai import __version__, paths
+from cai.config import AuditPhaseConfig
 from cai.errors import ConfigError, Interrupted, UserError
 from cai.explain import CommandLine, explain
 from cai.job import PROGRAM, Job, describe
@@ -87,6 +88,11 @@ def _compose_and_run(cfg: DictConfig) -> float | None:
     job = describe(HydraConfig.get())
     try:
         config = to_config(cfg)
+        if isinstance(config.phase, AuditPhaseConfig):  # no torch: a second instead of ten
+            from cai.audit import session
+
+            session.execute(config, job)
+            return None
         from cai.session import execute
 
         return execute(config, job)

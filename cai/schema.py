@@ -23,10 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cai import paths
+from cai.audit_config import AuditConfig
 from cai.config import (
+    AuditPhaseConfig,
     Config,
     ConstitutionConfig,
     DataConfig,
+    DPOPhaseConfig,
     EvaluateConfig,
     EvaluationConfig,
     HardwareConfig,
@@ -49,12 +52,14 @@ from cai.feedback_config import (
     TunedConfig,
 )
 from cai.model_config import EngineConfig, ModelConfig, ServerConfig
+from cai.training_config import PPO_REFUSED
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "constitution": ConstitutionConfig,
     "data": DataConfig,
     "evaluation": EvaluationConfig,
+    "audit": AuditConfig,
     "hardware": HardwareConfig,
     "logger": LoggerConfig,
 }
@@ -63,7 +68,9 @@ SECTIONS: dict[str, type] = {
 PHASES: dict[str, type[PhaseConfig]] = {
     "sl_cai": SLCAIConfig,
     "rlaif": RLAIFConfig,
+    "dpo": DPOPhaseConfig,
     "evaluate": EvaluateConfig,
+    "audit": AuditPhaseConfig,
 }
 """Option of group `phase` -> its type."""
 
@@ -81,6 +88,9 @@ FEEDBACK: dict[str, type[FeedbackConfig]] = {
 
 PARTS: dict[str, type] = {"engine": EngineConfig, "server": ServerConfig}
 """Group whose options are parts of other sections, e.g. `engine@model.engine` -> its type."""
+
+REFUSED: dict[str, str] = {f"phase.ppo.{name}": why for name, why in PPO_REFUSED.items()}
+"""Keys that people may well type and that do not exist on purpose -> why."""
 
 RUN_GROUPS = ("experiment", "sweeps", "debug")
 """Groups whose options set values of other sections."""
@@ -120,6 +130,8 @@ def _check_keys(node: DictConfig, *, prefix: str) -> None:
     for key in map(str, node):
         if re.fullmatch(r"_\w+_", key):
             raise ConfigError(f"{prefix}{key} is refused: nothing in a config names code to run.")
+        if f"{prefix}{key}" in REFUSED:
+            raise ConfigError(f"{prefix}{key} is refused: {REFUSED[f'{prefix}{key}']}.")
         if kind is not dict and kind is not None and key not in field_names(kind):
             raise ConfigError(
                 f"Unknown key {prefix}{key}.\n  Valid keys here: {', '.join(field_names(kind))}"

@@ -16,7 +16,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,17 @@ from cai import account, constitution, embedded, paths
 from cai.artifacts import Store, write_atomically
 from cai.chapters import Outputs
 from cai.choices import ModelSource
-from cai.config import Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
+from cai.config import Config, DPOPhaseConfig, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.constitution import Constitution
 from cai.context import RunContext, versions
 from cai.errors import UserError
 from cai.job import Job
 from cai.model_config import ModelConfig
 from cai.models import Models, dtype_of
-from cai.phases import evaluate, rlaif, sl_cai
+from cai.phases import dpo, evaluate, rlaif, sl_cai
 from cai.plan import plan_text
 from cai.report import write_report
+from cai.roles import roles
 from cai.summary import terminal_summary
 from cai.tracking import MemoryTracker, RunTracker, Tracker, config_record, open_tracker
 
@@ -53,9 +53,9 @@ def execute(config: Config, job: Job) -> float | None:
         UserError: for everything that the user can put right.
     """
     _set_up(config)
-    for role in _roles(config):
-        if role.source is ModelSource.embedded:
-            embedded.made(embedded.named(role.path))
+    for asked in roles(config).values():
+        if isinstance(asked, ModelConfig) and asked.source is ModelSource.embedded:
+            embedded.made(embedded.named(asked.path))
     job = dataclasses.replace(job, command=str(config_record(job.command)))
     document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
     if config.plan:
@@ -119,18 +119,6 @@ def _execute(config: Config, job: Job, document: Constitution) -> float | None:
             _write_manifest(context, job, run_dir, status=status, started=when)
 
 
-def _roles(section: object) -> Iterator[ModelConfig]:
-    """Every model that a section or its parts name."""
-    if isinstance(section, ModelConfig):
-        yield section
-    elif isinstance(section, dict):
-        for value in section.values():
-            yield from _roles(value)
-    elif dataclasses.is_dataclass(section):
-        for item in dataclasses.fields(section):
-            yield from _roles(getattr(section, item.name))
-
-
 def _set_up(config: Config) -> None:
     """Threads, determinism and quiet libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -171,6 +159,8 @@ def _run_phase(config: Config, context: RunContext) -> Outputs:
     match config.phase:
         case RLAIFConfig():
             return rlaif.run(config.phase, inputs, context)
+        case DPOPhaseConfig():
+            return dpo.run(config.phase, inputs, context)
         case SLCAIConfig():
             return sl_cai.run(config.phase, inputs, context)
         case EvaluateConfig():

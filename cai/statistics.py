@@ -10,7 +10,7 @@ observations it rests on. "Nothing was observed" is None, never 0.
   again. Resampling treats observations as independent: give one value per prompt, not per token.
 * `calibration_bins`, `calibration_error`: reliability diagram and expected calibration error
   (Guo et al. 2017, "On calibration of modern neural networks", eq. 3), equal-width bins.
-* `brier_score` (Brier 1950).
+* `brier_score` (Brier 1950), `cross_entropies`.
 
 Not here on purpose: tests that yield a p-value. A report shows intervals; `at_chance` is the only
 verdict, and it means "the interval covers chance", not "there is no effect".
@@ -203,6 +203,16 @@ def brier_score(probabilities: Sequence[float], outcomes: Sequence[float]) -> fl
     return float(np.mean((stated - happened) ** 2)) if stated.size else None
 
 
+def cross_entropies(probabilities: Sequence[float], outcomes: Sequence[float]) -> list[float]:
+    """`-(y log p + (1 - y) log(1 - p))` of each, nats; of labels with themselves their entropy.
+
+    Probabilities are held 1e-12 away from 0 and 1, so that no single one makes a mean infinite.
+    """
+    stated, happened = _unit_pair(probabilities, outcomes)
+    held = np.clip(stated, 1e-12, 1 - 1e-12)
+    return (-(happened * np.log(held) + (1 - happened) * np.log1p(-held))).tolist()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confidences:
     """Stated confidence in the preferred side, and whether that side was right."""
@@ -210,20 +220,32 @@ class Confidences:
     confidence: tuple[float, ...]
     """max(p, 1 - p)."""
     correct: tuple[float, ...]
-    """1 right, 0 wrong, 0.5 for a tie at p = 0.5."""
+    """1 right, 0 wrong, 0.5 for a tie at p = 0.5; of a soft label its probability of the side."""
+
+
+def confidences(probabilities: Sequence[float], outcomes: Sequence[float]) -> Confidences:
+    """Probabilities of one of two sides turned to the side that they prefer.
+
+    Needed for a reliability diagram of pairs, where which side is asked about is arbitrary.
+
+    Args:
+        probabilities: Stated P(first side), in [0, 1].
+        outcomes: Whether the first side was right: 0 or 1, or a soft label between.
+    """
+    stated, happened = _unit_pair(probabilities, outcomes)
+    correct = np.where(stated > 0.5, happened, 1 - happened)
+    return Confidences(
+        confidence=tuple(np.maximum(stated, 1 - stated).tolist()),
+        correct=tuple(np.where(stated == 0.5, 0.5, correct).tolist()),
+    )
 
 
 def preferred_side(prob_better: Sequence[float]) -> Confidences:
     """P(better response preferred) as confidence and correctness.
 
-    Needed for a reliability diagram of labelled pairs: written with the better response first,
-    every outcome is 1 and calibration cannot be seen.
+    Written with the better response first, every outcome is 1 and calibration cannot be seen.
     """
-    stated, _ = _unit_pair(prob_better, [1.0] * len(prob_better))
-    correct = np.where(stated == 0.5, 0.5, (stated > 0.5).astype(float))
-    return Confidences(
-        confidence=tuple(np.maximum(stated, 1 - stated).tolist()), correct=tuple(correct.tolist())
-    )
+    return confidences(prob_better, [1.0] * len(prob_better))
 
 
 def pair_accuracy(prob_better: Sequence[float]) -> Estimate | None:

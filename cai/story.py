@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.acceptance import CommonTail
+from cai.audit.story import AuditStory
+from cai.choices import Combine, Condition
 from cai.critique_story import CritiqueStory
 from cai.feedback.attacks import AttackResult
 from cai.feedback.gate import GateResult
 from cai.feedback.measures import Measures
-from cai.statistics import CalibrationBin, Estimate
+from cai.preference_measures import PreferenceMeasures
+from cai.statistics import Estimate
 from cai.types import Prompt, RevisionChain
 
 _INVISIBLE = re.compile(
@@ -32,6 +35,7 @@ _LABELS = {
     "rlhf": "RLHF",
     "dpo": "DPO",
     "evaluate": "Evaluation",
+    "audit": "Audit",
 }
 
 
@@ -75,7 +79,7 @@ class PrincipleStory:
     decisiveness: Estimate | None = None
     """Mean |2p - 1| of its soft labels: 0 says nothing, 1 is certain."""
     signal_share: float | None = None
-    """Its part of the summed |2p - 1| over all labels the preference model saw."""
+    """Its part of the summed |2p - 1| over all labels that were learned from."""
     flip_rate: Estimate | None = None
     """Share of its comparisons where the two presentation orders disagree."""
     test_accuracy: Estimate | None = None
@@ -162,7 +166,7 @@ class FeedbackStory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonsStory:
-    """The labels that the preference model learns from."""
+    """The labels that the preference model or the policy learns from."""
 
     num: int
     """Pairs put to the feedback, those without a label included."""
@@ -181,15 +185,30 @@ class PreferenceModelStory:
     num_ai: int
     """Training pairs by AI feedback."""
     num_human: int
+    num_members: int
+    combine: Combine
+    """What made one score of the members'."""
+    condition: Condition
     curves: tuple[Curve, ...]
-    accuracy: Estimate | None = None
-    """Held-out pairs where it agrees with the label's preferred side."""
-    longer_wins: Estimate | None = None
-    """The longer response taken as preferred, on the same pairs."""
-    principle_tests: Estimate | None = None
-    """Principle tests where it scores the better response higher."""
-    calibration_error: float | None = None
-    bins: tuple[CalibrationBin, ...] = ()
+    measured: PreferenceMeasures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DPOStory:
+    """Direct preference optimization."""
+
+    num_ai: int
+    """Training pairs by AI feedback."""
+    num_human: int
+    settings: dict[str, str]
+    """What shaped it, e.g. {"beta": "0.1"}."""
+    curves: tuple[Curve, ...]
+    measured: PreferenceMeasures
+    """Implicit rewards on held-out pairs, as a preference model's scores are measured."""
+    margin: Estimate | None = None
+    """Mean implicit reward of their preferred side minus that of the other."""
+    preferred_reward: Estimate | None = None
+    """Mean implicit reward of their preferred side; below 0 it became less likely."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +280,8 @@ class EvaluationStory:
     changes: tuple[Change, ...] = ()
     likelihood_tests: dict[str, Estimate] | None = None
     """Per policy: principle tests whose better response it finds likelier per token."""
+    note: str = ""
+    """What was not measured, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,11 +310,13 @@ class RunStory:
     limits: tuple[str, ...] = ()
     """Known limits of the method and measures."""
     constitution: ConstitutionStory | None = None
+    audit: AuditStory | None = None
     revisions: RevisionsStory | None = None
     critique: CritiqueStory | None = None
     sl_policy: SLPolicyStory | None = None
     feedback: FeedbackStory | None = None
     preference_model: PreferenceModelStory | None = None
+    dpo: DPOStory | None = None
     ppo: PPOStory | None = None
     examples: tuple[Example, ...] = ()
     evaluation: EvaluationStory | None = None

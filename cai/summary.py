@@ -38,7 +38,7 @@ def terminal_summary(
         notice: The tracker's line about wandb.
         encoding: Of standard output; anything but UTF-8 gets plain ASCII.
     """
-    page = _Page(ascii_only=encoding.lower().replace("_", "-") not in ("utf-8", "utf8"))
+    page = Page(ascii_only=encoding.lower().replace("_", "-") not in ("utf-8", "utf8"))
     head = story.headline
     memory = (
         ""
@@ -61,7 +61,9 @@ def terminal_summary(
     return "\n".join(page.lines)
 
 
-class _Page:
+class Page:
+    """Lines of a closing text, legible and at most `WIDTH` columns wide."""
+
     def __init__(self, *, ascii_only: bool) -> None:
         self.lines: list[str] = []
         self._ascii_only = ascii_only
@@ -77,11 +79,13 @@ class _Page:
         return text
 
     def gap(self, title: str = "") -> None:
+        """An empty line, and a heading below it if there is one."""
         self.lines.append("")
         if title:
             self.lines.append(title)
 
     def line(self, text: str) -> None:
+        """One line, however long."""
         self.lines.append(self.clean(text))
 
     def text(
@@ -97,7 +101,7 @@ class _Page:
         self.lines += [start + line for start, line in zip(starts, lines, strict=True)]
 
 
-def _stages(page: _Page, story: RunStory) -> None:
+def _stages(page: Page, story: RunStory) -> None:
     if not story.stages:
         return
     names = [fit(page.clean(stage.name), 30) for stage in story.stages]
@@ -112,14 +116,14 @@ def _stages(page: _Page, story: RunStory) -> None:
         page.gap("Every stage was reused from an earlier run; nothing was computed.")
 
 
-def _warnings(page: _Page, warnings: Sequence[str]) -> None:
+def _warnings(page: Page, warnings: Sequence[str]) -> None:
     if warnings:
         page.gap("Read this first")
     for warning in warnings:
         page.text(warning, first="  ! ", rest="    ")
 
 
-def _metrics(page: _Page, story: RunStory) -> None:
+def _metrics(page: Page, story: RunStory) -> None:
     metrics = key_metrics(story)
     if not metrics:
         return
@@ -135,7 +139,7 @@ def _metrics(page: _Page, story: RunStory) -> None:
             page.lines += [row, f"  {'':<{wide}}{comment}"]
 
 
-def _examples(page: _Page, examples: Sequence[Example]) -> None:
+def _examples(page: Page, examples: Sequence[Example]) -> None:
     chosen = sorted(examples, key=_telling)[:NUM_EXAMPLES]
     if not chosen:
         return

@@ -1,254 +1,100 @@
-"""Training on Lightning: one Trainer in explicit lines, exact resume, signals left alone.
+"""What is trained: SL-CAI, preference model, DPO and PPO, each as one call over `cai.trainer`.
 
-Lightning 2.6 alone does not resume exactly, writes checkpoints that are not atomic, turns Ctrl-C
-into exit status 1 and swallows SIGTERM (all measured). Here the order of data
-is a function of the seed, the loader's place is in the checkpoint, every step begins with its own
-random stream, checkpoints are our own (`checkpoints.py`), and the signal handlers that were there
-stay in force. On one CPU thread in float32, a run that was killed anywhere and started again ends
-with the same bits as one that was not.
+An adapter is changed in place, and a call that was cut short goes on from its checkpoints.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import Callback, LightningModule, Trainer
-from peft import PeftModel
+from lightning.pytorch import LightningModule
 
 from cai import adapters
-from cai.checkpoints import VerifiedCheckpointIO, checkpoint_path, newest, prune, step_of
 from cai.config import HardwareConfig
-from cai.faults import fault
+from cai.full_weights import Tuned
 from cai.heads import ScoreHead
 from cai.loaders import (
+    E,
     EpochLoader,
+    M,
     PairExample,
     RolloutLoader,
     SFTExample,
     collate_pairs,
+    collate_referenced,
     collate_sft,
 )
+from cai.modules.dpo import DPOModule, with_reference
 from cai.modules.ppo import PPOModule
 from cai.modules.preference_model import PreferenceModule
 from cai.modules.sft import SFTModule
-from cai.rollout import Heads, RolloutBatch, Sampled, build_rollouts
-from cai.seeds import derive_seed
-from cai.training_config import PPOConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.progress import bar
+from cai.rollout import RolloutBatch, Sampled, ValueFunction, build_rollouts
+from cai.scoring import TokenScore
+from cai.trainer import OnStep, fit
+from cai.training_config import DPOConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
 
-OnStep = Callable[[int, dict[str, float]], None]
-"""Called with (steps done, metrics) after every step; see `fit`."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
-def _signal_handlers() -> dict[signal.Signals, Any]:
-    return {number: signal.getsignal(number) for number in SIGNALS}
+EpochsConfig = SLPolicyConfig | PreferenceModelConfig | DPOConfig
+"""Settings of the trainings that go over a fixed set of examples."""
 
 
-def _restore_signal_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
+def _pairs_at_once(hardware: HardwareConfig) -> int:
+    """Pairs per forward and backward pass, each of two sequences."""
+    return max(1, hardware.micro_batch_size // 2)
 
 
-class _Steps(Callback):
-    """What happens around every step: its random stream, its report, its checkpoint."""
-
-    def __init__(
-        self,
-        *,
-        work_dir: Path,
-        max_steps: int,
-        checkpoint_every: int,
-        on_step: OnStep,
-        seed: int,
-        stage: str,
-        handlers: Mapping[signal.Signals, Any],
-    ) -> None:
-        self.work_dir = work_dir
-        self.max_steps = max_steps
-        self.checkpoint_every = checkpoint_every
-        self.on_step = on_step
-        self.seed = seed
-        self.stage = stage
-        self.handlers = handlers
-        self.done = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Undo Lightning's handlers: its SIGTERM ends a run with status 0."""
-        _restore_signal_handlers(self.handlers)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Whatever draws from the global stream draws the same after a resume."""
-        torch.manual_seed(derive_seed(self.seed, self.stage, "step", batch_idx))
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Report first: a step that a checkpoint covers has been reported."""
-        self.done = batch_idx + 1
-        self.on_step(self.done, outputs["metrics"])
-        if self.done % self.checkpoint_every == 0 or self.done == self.max_steps:
-            trainer.save_checkpoint(checkpoint_path(self.work_dir, self.done))
-            prune(self.work_dir)
-            fault(f"{self.stage}:checkpoint")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back Lightning's advice; its errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=PossibleUserWarning)
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _restore_finished(module: LightningModule, checkpoint: Path) -> None:
-    """Take the weights of a training that was complete but for what came after it."""
-    state = VerifiedCheckpointIO().load_checkpoint(checkpoint)
-    module.on_load_checkpoint(state)
-    module.load_state_dict(state["state_dict"], strict=False)
-
-
-def _trainer(hardware: HardwareConfig, work_dir: Path, steps: _Steps) -> Trainer:
-    """A Trainer that writes, prints and checks nothing of its own."""
-    return Trainer(
-        accelerator=hardware.accelerator,
-        devices=1,
-        max_epochs=1,
-        default_root_dir=work_dir,
-        callbacks=[steps],
-        plugins=[VerifiedCheckpointIO()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-
-
-@contextlib.contextmanager
-def _leaving_things_as_they_were(
-    module: LightningModule, handlers: Mapping[signal.Signals, Any]
-) -> Iterator[None]:
-    """Undo what Lightning does to Ctrl-C, to signal handlers and to the module's device."""
-    device = next(module.parameters()).device
-    try:
-        yield
-    except SystemExit as stop:
-        # Lightning turns Ctrl-C into this.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        _restore_signal_handlers(handlers)
-        module.to(device)
-
-
-def fit(
-    module: LightningModule,
-    loader: EpochLoader[Any, Any] | RolloutLoader[Any],
+def _epochs(
+    examples: Sequence[E],
+    collate: Callable[[Sequence[E]], M],
     *,
-    work_dir: Path,
-    max_steps: int,
-    checkpoint_every: int,
-    hardware: HardwareConfig,
-    on_step: OnStep,
+    config: EpochsConfig,
+    size: int,
     seed: int,
-    stage: str,
-) -> None:
-    """Train to `max_steps`, from the newest valid checkpoint in `work_dir` when there is one.
-
-    Args:
-        module: Its `training_step` returns `{"metrics": {name: number}}`.
-        loader: One batch per step; `len(loader)` is `max_steps`.
-        work_dir: Only this training's; checkpoints stay in it.
-        max_steps: Steps of the whole training: optimizer steps, or rounds of PPO.
-        checkpoint_every: Steps between checkpoints; there is always one after the last step.
-        hardware: Device.
-        on_step: Gets the absolute step, counted from 1. A step is reported before the checkpoint
-            that covers it, so after a kill the steps since the last checkpoint are computed and
-            reported once more, with the same number and the same values: keep one row per step.
-        seed: Of the random stream of every step.
-        stage: For fault points `<stage>:step` and `<stage>:checkpoint`.
-    """
-    if len(loader) != max_steps:
-        raise AssertionError(f"{len(loader)} batches for {max_steps} steps")
-    work_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = newest(work_dir)
-    if checkpoint is not None and step_of(checkpoint) == max_steps:
-        _restore_finished(module, checkpoint)
-        return
-    steps = _Steps(
-        work_dir=work_dir,
-        max_steps=max_steps,
-        checkpoint_every=checkpoint_every,
-        on_step=on_step,
-        seed=seed,
-        stage=stage,
-        handlers=_signal_handlers(),
-    )
-    with (
-        _leaving_things_as_they_were(module, steps.handlers),
-        _quiet(),
-        torch.random.fork_rng(devices=[]),
-    ):
-        trainer = _trainer(hardware, work_dir, steps)
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    if steps.done != max_steps:
-        raise AssertionError(f"{stage}: {steps.done} of {max_steps} steps were done")
-
-
-def train_sft(
-    model: PeftModel,
-    examples: Sequence[SFTExample],
-    *,
-    adapter: str,
-    config: SLPolicyConfig,
-    seed: int,
-    hardware: HardwareConfig,
-    work_dir: Path,
-    on_step: OnStep,
-    stage: str,
-) -> None:
-    """Fine-tune an adapter on responses (SL-CAI). The adapter is changed in place."""
-    loader = EpochLoader(
+) -> EpochLoader[E, M]:
+    """Optimizer batches over all epochs, in micro-batches of at most `size` examples."""
+    return EpochLoader(
         examples,
         batch_size=config.batch_size,
-        micro_batch_size=hardware.micro_batch_size,
+        micro_batch_size=size,
         seed=seed,
         num_epochs=config.num_epochs,
-        collate=collate_sft,
+        collate=collate,
     )
+
+
+def _fit_epochs(
+    make_module: Callable[..., LightningModule],
+    loader: EpochLoader[Any, Any],
+    *,
+    model: Tuned,
+    adapter: str,
+    config: EpochsConfig,
+    hardware: HardwareConfig,
+    work_dir: Path,
+    on_step: OnStep,
+    seed: int,
+    stage: str,
+) -> None:
+    """Train one adapter over a loader's epochs.
+
+    Args:
+        make_module: The module, but for the arguments that all of them take: the model, `adapter`,
+            `config`, `total_steps` and `stage`.
+        loader: One batch per optimizer step.
+        model: Base with adapters.
+        adapter: The one that learns.
+        config: Checkpoints and what the module wants.
+        hardware: As in `fit`, like what follows.
+        work_dir: For checkpoints.
+        on_step: Gets the metrics.
+        seed: Of the random stream of every step.
+        stage: For messages and fault points.
+    """
     with adapters.training(model, adapter):
-        module = SFTModule(
+        module = make_module(
             model, adapter=adapter, config=config, total_steps=len(loader), stage=stage
         )
         fit(
@@ -264,8 +110,38 @@ def train_sft(
         )
 
 
+def train_sft(
+    model: Tuned,
+    examples: Sequence[SFTExample],
+    *,
+    adapter: str,
+    config: SLPolicyConfig,
+    seed: int,
+    hardware: HardwareConfig,
+    work_dir: Path,
+    on_step: OnStep,
+    stage: str,
+) -> None:
+    """Fine-tune an adapter on responses (SL-CAI). The adapter is changed in place."""
+    loader = _epochs(
+        examples, collate_sft, config=config, size=hardware.micro_batch_size, seed=seed
+    )
+    _fit_epochs(
+        SFTModule,
+        loader,
+        model=model,
+        adapter=adapter,
+        config=config,
+        hardware=hardware,
+        work_dir=work_dir,
+        on_step=on_step,
+        seed=seed,
+        stage=stage,
+    )
+
+
 def train_preference_model(
-    model: PeftModel,
+    model: Tuned,
     head: ScoreHead,
     pairs: Sequence[PairExample],
     *,
@@ -279,39 +155,78 @@ def train_preference_model(
 ) -> None:
     """Train an adapter and a score head on soft labels; both are changed in place.
 
-    The head is not calibrated here: score SL-CAI samples with `score_responses`, then call
-    `head.calibrate`.
+    A pair's weight counts relative to the mean over all pairs. The head is not calibrated here:
+    score SL-CAI samples (`cai.scoring`), then call `head.calibrate`.
     """
-    loader = EpochLoader(
-        pairs,
-        batch_size=config.batch_size,
-        micro_batch_size=max(1, hardware.micro_batch_size // 2),
+    loader = _epochs(pairs, collate_pairs, config=config, size=_pairs_at_once(hardware), seed=seed)
+    _fit_epochs(
+        partial(PreferenceModule, head=head, mean_weight=sum(p.weight for p in pairs) / len(pairs)),
+        loader,
+        model=model,
+        adapter=adapter,
+        config=config,
+        hardware=hardware,
+        work_dir=work_dir,
+        on_step=on_step,
         seed=seed,
-        num_epochs=config.num_epochs,
-        collate=collate_pairs,
+        stage=stage,
     )
-    with adapters.training(model, adapter):
-        module = PreferenceModule(
-            model, head=head, adapter=adapter, config=config, total_steps=len(loader), stage=stage
+
+
+def train_dpo(
+    model: Tuned,
+    pairs: Sequence[PairExample],
+    *,
+    policy_adapter: str,
+    reference_adapter: str,
+    config: DPOConfig,
+    seed: int,
+    hardware: HardwareConfig,
+    work_dir: Path,
+    on_step: OnStep,
+    stage: str,
+) -> None:
+    """Optimise a policy adapter on soft labels by DPO; it is changed in place.
+
+    Args:
+        model: Base with both adapters. The policy starts as a copy of the reference
+            (`adapters.copy_adapter`), before a first call and before a resume alike.
+        pairs: Responses as the policy is to learn them.
+        policy_adapter: Learns.
+        reference_adapter: SL-CAI.
+        config: Everything about DPO.
+        seed: Of the order.
+        hardware: Device and micro-batch size.
+        work_dir: For checkpoints.
+        on_step: As in `fit`.
+        stage: For messages and fault points.
+    """
+    epochs = partial(_epochs, config=config, size=_pairs_at_once(hardware), seed=seed)
+    with bar(len(pairs), name="reference log-probabilities", unit="pairs") as progress:
+        asked = with_reference(
+            model,
+            epochs(pairs, collate_pairs),
+            adapter=reference_adapter,
+            on_pairs=progress.update,
         )
-        fit(
-            module,
-            loader,
-            work_dir=work_dir,
-            max_steps=len(loader),
-            checkpoint_every=config.checkpoint_every,
-            hardware=hardware,
-            on_step=on_step,
-            seed=seed,
-            stage=stage,
-        )
+    _fit_epochs(
+        DPOModule,
+        epochs(asked, collate_referenced),
+        model=model,
+        adapter=policy_adapter,
+        config=config,
+        hardware=hardware,
+        work_dir=work_dir,
+        on_step=on_step,
+        seed=seed,
+        stage=stage,
+    )
 
 
 def _rollout_maker(
     module: PPOModule,
     *,
-    heads: Heads,
-    preference_adapter: str,
+    score: TokenScore,
     sample: Callable[[int], list[Sampled]],
     on_rollout: Callable[[int, RolloutBatch], None],
     eos_id: int,
@@ -326,8 +241,9 @@ def _rollout_maker(
             sample(iteration),
             policy_adapter=module.policy_adapter,
             reference_adapter=module.reference_adapter,
-            preference_adapter=preference_adapter,
-            heads=heads,
+            score=score,
+            value=module.value,
+            fit_values=not module.values_fitted,
             config=module.config,
             kl_coef=module.kl_coef,
             micro_batch_size=module.micro_batch_size,
@@ -343,12 +259,12 @@ def _rollout_maker(
 
 
 def train_ppo(
-    model: PeftModel,
+    model: Tuned,
     *,
-    heads: Heads,
+    value: ValueFunction,
     policy_adapter: str,
     reference_adapter: str,
-    preference_adapter: str,
+    score: TokenScore,
     sample: Callable[[int], list[Sampled]],
     config: PPOConfig,
     seed: int,
@@ -359,15 +275,15 @@ def train_ppo(
     pad_id: int,
     stage: str,
 ) -> None:
-    """Optimise a policy adapter against the preference model; it and the value head change.
+    """Optimise a policy adapter against the preference model; it and the value function change.
 
     Args:
-        model: Base with the three adapters. The policy starts as a copy of the reference
+        model: Base with the two adapters. The policy starts as a copy of the reference
             (`adapters.copy_adapter`), before a first call and before a resume alike.
-        heads: The value head is trained; the preference head is used as it is.
+        value: Learns; over the policy's adapter, or over another one of the same base.
         policy_adapter: Learns.
         reference_adapter: SL-CAI.
-        preference_adapter: Scores.
+        score: The preference model's, of closed sequences (`cai.scoring`).
         sample: Given the round, counted from 0, samples with the policy as it is then; a pure
             function of the round and of the policy's weights.
         config: Everything about PPO.
@@ -381,12 +297,13 @@ def train_ppo(
             the right, where it is never read.
         stage: For messages and fault points.
     """
-    heads.preference.requires_grad_(False)
-    heads.value.requires_grad_(True)
+    value.head.requires_grad_(True)
     with adapters.training(model, policy_adapter):
+        if value.adapter != policy_adapter:
+            model.set_requires_grad(value.adapter, True)
         module = PPOModule(
             model,
-            value_head=heads.value,
+            value=value,
             policy_adapter=policy_adapter,
             reference_adapter=reference_adapter,
             config=config,
@@ -396,8 +313,7 @@ def train_ppo(
         )
         make_rollouts = _rollout_maker(
             module,
-            heads=heads,
-            preference_adapter=preference_adapter,
+            score=score,
             sample=sample,
             on_rollout=on_rollout,
             eos_id=pad_id,

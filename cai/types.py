@@ -44,7 +44,7 @@ class Message:
     """One turn of a conversation."""
 
     role: str
-    """`user` or `assistant`."""
+    """`user` or `assistant`; `system` in what a conditioned preference model reads."""
     content: str
     """Literal text; never formatted nor resolved."""
 
@@ -87,7 +87,7 @@ class Response:
 
     prompt: Prompt
     policy: str
-    """Who answered: `base`, `sl_cai` or `rl_cai`."""
+    """Who answered: `base`, `sl_cai`, `rl_cai` or `dpo`."""
     index: int
     """0-based number among this policy's responses to this prompt."""
     sample: Sample
@@ -178,6 +178,16 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrincipleLabel:
+    """A pair's label under one of its principles alone."""
+
+    principle_id: str
+    prob_a: float
+    weight: float
+    """In [0, 1], as a comparison's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """One AI comparison of two responses under one or several drawn principles (sec. 4.1)."""
 
@@ -187,6 +197,8 @@ class Comparison:
     principle_ids: tuple[str, ...]
     judgements: tuple[Judgement, ...]
     """Per principle, member and presentation order; empty when `unjudged` says why."""
+    labels: tuple[PrincipleLabel, ...]
+    """One per principle; empty when `unjudged` says why."""
     prob_a: float | None
     """Label P(a preferred): judgements averaged, then hardened or clamped as configured."""
     weight: float
@@ -206,7 +218,7 @@ class PreferencePair:
     """P(a preferred), in [0, 1]."""
     weight: float
     source: str
-    """`ai` or `human`."""
+    """`ai`, `human`, or `test` for a principle test."""
     principle_ids: tuple[str, ...]
     """Empty for human comparisons."""
 
@@ -328,16 +340,20 @@ class LikelihoodTest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredPair:
-    """A held-out pair under the preference model."""
+class PreferencePrediction:
+    """A labelled pair under what did not learn from it: a preference model, or a policy by DPO."""
 
     name: str
-    """Prompt of a validation pair, or `<principle>-<index>` of a principle test."""
+    """Prompt of a held-out pair, or `<principle>-<index>` of a principle test."""
     principle_ids: tuple[str, ...]
     prob_a: float
     """The label; 1.0 for a principle test, whose better response is a."""
-    score_a: float
-    score_b: float
+    scores_a: tuple[float, ...]
+    """Calibrated, one for each member of the preference model; DPO: the implicit reward."""
+    scores_b: tuple[float, ...]
+    predicted: float
+    """P(a preferred) by the preference model itself (`cai.scoring.PairScores`); DPO: the logistic
+    of the difference of the implicit rewards."""
     a_is_longer: bool | None
     """By characters; None when equal."""
 
@@ -348,7 +364,8 @@ class Evaluated:
 
     response: Response
     score: float | None
-    """Preference-model score, centred on SL-CAI samples; None without a preference model."""
+    """Preference-model score, centred on SL-CAI samples; None without a preference model, and for
+    what does not fit its context."""
     refusal: bool
     """Declines to answer, by rule (evaluation.py)."""
 

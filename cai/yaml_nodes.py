@@ -2,10 +2,11 @@
 
 What YAML offers beyond text, lists and mappings is refused, because a document people rely on must
 mean what it looks like: no tags, anchors, aliases or merge keys, no duplicate keys, no second
-document, no control or invisible formatting characters, no nesting deeper than eight levels. Every
-scalar is literal text: `no`, `1e3`, `2024-01-01` and `${...}` stay as they are written, and the
-reader of a field decides whether it wants a number. Events are checked as they are parsed, so an
-alias bomb or a deeply nested file is refused before anything is built from it.
+document, no control or invisible formatting characters, no control tokens of chat templates, no
+nesting deeper than eight levels. Every scalar is literal text: `no`, `1e3`, `2024-01-01` and
+`${...}` stay as they are written, and the reader of a field decides whether it wants a number.
+Events are checked as they are parsed, so an alias bomb or a deeply nested file is refused before
+anything is built from it.
 
 Every problem becomes one line `file:line:column: field.path: what is wrong`; a document's problems
 are collected and raised together. Where a whole file is at fault the field path is `document`.
@@ -42,7 +43,13 @@ _FORBIDDEN = (
 )
 _FORBIDDEN_IN_FILE = re.compile(f"[{_FORBIDDEN}]")
 _FORBIDDEN_IN_TEXT = re.compile(f"[{_FORBIDDEN}\r]")
-_LINE_END = re.compile(r"\r\n|\r|\n")
+# Turns and ends of text in the chat templates of the common model families. They are encoded as
+# plain letters here, but a document is passed on, and nobody writes one into a principle honestly.
+_CONTROL_TOKEN = re.compile(
+    r"<\|[^<>|\s]{1,64}\|>|<｜[^<>\s]{1,64}｜>|\[/?INST\]|<</?SYS>>"  # noqa: RUF001
+    r"|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk|endoftext)>"
+)
+LINE_END = re.compile(r"\r\n|\r|\n")
 _HINTS = {
     "mapping values are not allowed": "text that contains ': ' needs quotes, or `>-` before it",
     "did not find expected alphabetic": "text that begins with & or * needs quotes",
@@ -63,6 +70,9 @@ class Scalar:
     """Written without quotes or block marker."""
     line: int
     column: int
+    end_line: int
+    end_column: int
+    """The first place after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +125,7 @@ def _name_character(character: str) -> str:
 
 def _place(text: str, index: int) -> tuple[int, int]:
     """1-based line and column of a character."""
-    ends = list(_LINE_END.finditer(text, 0, index))
+    ends = list(LINE_END.finditer(text, 0, index))
     return len(ends) + 1, index - (ends[-1].end() if ends else 0) + 1
 
 
@@ -177,6 +187,13 @@ class Checker:
                 node,
                 path,
                 f"contains the character {_name_character(bad[0])}, which is not allowed",
+            )
+        elif token := _CONTROL_TOKEN.search(text):
+            self.add(
+                node,
+                path,
+                f"contains {quote(token[0])}, a control token of a chat template, which is not "
+                "allowed",
             )
         else:
             return text
@@ -285,6 +302,7 @@ class _Composer:
     def _node(self, event: yaml.Event, *, path: str, depth: int) -> Node:
         self.path = path
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
+        end_line, end_column = event.end_mark.line + 1, event.end_mark.column + 1
         if isinstance(event, yaml.AliasEvent):
             self._add(
                 event,
@@ -292,7 +310,9 @@ class _Composer:
                 f"the alias *{quote(event.anchor)[1:-1]} is not allowed: write "
                 "the text out, or put quotes around text that begins with *",
             )
-            return Scalar(text="", plain=False, line=line, column=column)
+            return Scalar(
+                text="", plain=False, line=line, column=column, end_line=line, end_column=column
+            )
         if event.anchor is not None:
             self._add(
                 event,
@@ -308,7 +328,14 @@ class _Composer:
                 "text that begins with !",
             )
         if isinstance(event, yaml.ScalarEvent):
-            return Scalar(text=event.value, plain=not event.style, line=line, column=column)
+            return Scalar(
+                text=event.value,
+                plain=not event.style,
+                line=line,
+                column=column,
+                end_line=end_line,
+                end_column=end_column,
+            )
         if depth > MAX_DEPTH:
             self._add(event, path, f"is nested more than {MAX_DEPTH} levels deep")
             self._check.finish()
@@ -337,7 +364,10 @@ class _Composer:
                     path,
                     "a field's name must be text (text that begins with [ or { needs quotes)",
                 )
-                key = Scalar(text="", plain=False, line=key.line, column=key.column)
+                line, column = key.line, key.column
+                key = Scalar(
+                    text="", plain=False, line=line, column=column, end_line=line, end_column=column
+                )
             inner = join(path, key.text)
             if key.text in keys:
                 self._add(event, inner, f"stands here twice, first in line {keys[key.text].line}")
@@ -384,19 +414,27 @@ def _syntax_problem(error: yaml.YAMLError, path: str, check: Checker) -> None:
     check.add_at(line, column, path, f"is not valid YAML: {problem}{hint}")
 
 
-def read(path: Path, check: Checker) -> Node:
-    """The root node of a file.
+def read_text(path: Path, check: Checker) -> str:
+    """The text of a document's file, without a byte order mark.
 
     Raises:
-        UserError: when the file cannot be read, is too large, not UTF-8, empty, not YAML, or uses
-            a part of YAML that is refused.
+        UserError: when the file cannot be read, is too large, not UTF-8, or holds a character that
+            is refused.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{check.file}:1:1: document: cannot be read: {error.strerror}") from error
-    text = _decode(data, check)
+    return _decode(data, check)
+
+
+def read(text: str, check: Checker) -> Node:
+    """The root node of a YAML text.
+
+    Raises:
+        UserError: when it is empty, not YAML, or uses a part of YAML that is refused.
+    """
     composer = _Composer(text, check)
     root = None
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cai.session  # noqa: F401 - imported before forking, so that a run takes a second
+from cai import faults
 from cai.run import main
 
 
@@ -79,6 +80,7 @@ def run(folder: Path, *arguments: str, fault: str | None = None, **environment: 
             os.environ.update(environment)
             if fault:
                 os.environ["CAI_FAULT"] = fault
+                faults._passed.clear()  # of tests before this one, which the child inherits
             sys.argv = ["cai", *arguments]
             code = main()
         except BaseException:

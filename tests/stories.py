@@ -8,16 +8,18 @@ import random
 
 from cai import statistics
 from cai.acceptance import CommonTail
-from cai.choices import Gate
+from cai.choices import Combine, Condition, Gate
 from cai.critique_story import Arm, Contest, CritiqueStory
 from cai.feedback.attacks import AttackResult, KindResult
 from cai.feedback.gate import GateResult
 from cai.feedback.measures import Agreement, Group, Measures, Member
+from cai.preference_measures import PreferenceMeasures
 from cai.story import (
     Answer,
     Change,
     ComparisonsStory,
     ConstitutionStory,
+    DPOStory,
     EvaluationRow,
     EvaluationStory,
     Example,
@@ -304,15 +306,82 @@ def preference_model(draw):
         rows, {"loss": "training", "val": "held out"}, title="Loss of the preference model",
         x_label="optimizer step", y_label="nats per pair", note="ln 2 = 0.693 is a coin toss.",
     )  # fmt: skip
-    return PreferenceModelStory(
-        num_ai=78,
-        num_human=12,
-        curves=(loss,),
+    measured = preference_measures(
+        num_pairs=24,
         accuracy=statistics.wilson_interval(14, 24),
         longer_wins=statistics.wilson_interval(13, 24),
         principle_tests=statistics.wilson_interval(25, 48),
+        cross_entropy=statistics.bootstrap_mean(
+            [0.6 + 0.2 * draw.random() for _ in range(24)], num_resamples=200, seed=5
+        ),
+        label_entropy=0.667,
         calibration_error=0.043,
+        brier=0.019,
         bins=statistics.calibration_bins(stated, [float(draw.random() < p) for p in stated]),
+        member_std=statistics.bootstrap_mean(
+            [draw.random() for _ in range(48)], num_resamples=200, seed=6
+        ),
+        member_conflicts=statistics.wilson_interval(5, 24),
+    )
+    return PreferenceModelStory(
+        num_ai=78,
+        num_human=12,
+        num_members=3,
+        combine=Combine.mean_minus_std,
+        condition=Condition.principle,
+        curves=(loss,),
+        measured=measured,
+    )
+
+
+def preference_measures(**values):
+    """A preference model that nobody measured, but for what is given."""
+    nothing = dict.fromkeys(
+        ("accuracy", "longer_wins", "principle_tests", "cross_entropy", "label_entropy",
+         "calibration_error", "brier", "member_std", "member_conflicts")
+    )  # fmt: skip
+    return PreferenceMeasures(**({"num_pairs": 0, "bins": ()} | nothing | values))
+
+
+def dpo():
+    draw = random.Random(11)
+    rows = [
+        {"step": i, "loss": 0.69 - 0.01 * i + draw.gauss(0, 0.01), "chosen": 0.02 * i,
+         "rejected": -0.03 * i}
+        for i in range(1, 13)
+    ]  # fmt: skip
+    stated = [min(0.95, max(0.5, draw.gauss(0.6, 0.07))) for _ in range(23)]
+    shown = [
+        ("DPO loss", "per pair", {"loss": "training"}),
+        ("Implicit rewards", "beta times nats", {"chosen": "preferred", "rejected": "other"}),
+    ]
+    curves = [
+        curve(rows, keys, title=title, x_label="optimizer step", y_label=unit, note="Read on.")
+        for title, unit, keys in shown
+    ]
+    return DPOStory(
+        num_ai=76,
+        num_human=14,
+        settings={"loss": "sigmoid", "beta": "0.1"},
+        curves=tuple(curves),
+        measured=preference_measures(
+            num_pairs=25,
+            accuracy=statistics.wilson_interval(15, 23),
+            longer_wins=statistics.wilson_interval(12, 23),
+            cross_entropy=statistics.bootstrap_mean(
+                [0.6 + 0.2 * draw.random() for _ in range(25)], num_resamples=200, seed=7
+            ),
+            label_entropy=0.671,
+            calibration_error=0.037,
+            brier=0.021,
+            bins=statistics.calibration_bins(stated, [float(draw.random() < p) for p in stated]),
+        ),
+        margin=statistics.bootstrap_mean(
+            [draw.gauss(0.3, 0.4) for _ in range(23)], num_resamples=200, seed=5
+        ),
+        preferred_reward=statistics.bootstrap_mean(
+            [draw.gauss(0.1, 0.4) for _ in range(23)], num_resamples=200, seed=6
+        ),
     )
 
 
@@ -526,6 +595,7 @@ def full_story():
         ),
         feedback=feedback(draw),
         preference_model=preference_model(draw),
+        dpo=dpo(),
         ppo=ppo(draw),
         examples=examples(),
         evaluation=evaluation(draw),

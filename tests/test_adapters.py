@@ -8,34 +8,42 @@ from cai import adapters
 from cai.adapters import active, forward_hidden, training
 from cai.batches import collate
 from cai.errors import UserError
+from cai.full_weights import causal_of
 from cai.heads import ScoreHead, token_logprobs
+from cai.low_rank import lora_layers
 from cai.model_config import LoRAConfig
-from tests.tiny import lora, tiny_model
+from tests.tiny import KINDS, LORA, lora, scramble, tiny_model
 
 IDS = torch.arange(3, 23).view(2, 10)
 FULL = torch.ones_like(IDS, dtype=torch.bool)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def scramble(model, adapter, seed=0, scale=0.1):
-    """Give an adapter a B that is not zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in adapters.lora_layers(model, adapter).values():
-        layer.lora_B[adapter].weight.data.normal_(0, scale, generator=generator)
+both_kinds = pytest.mark.parametrize("trained", KINDS.values(), ids=KINDS)
 
 
-def two_adapters(dtype=torch.float32):
-    model = adapters.attach(tiny_model(dtype=dtype), lora(), adapter="policy", seed=1)
-    adapters.add(model, lora(), "other", 2)
-    scramble(model, "policy", 3)
-    scramble(model, "other", 4)
+def move(model, adapter, seed=0, scale=0.1):
+    scramble(model, adapter, torch.Generator().manual_seed(seed), scale=scale)
+
+
+def two_adapters(dtype=torch.float32, trained=LORA):
+    model = adapters.attach(tiny_model(dtype=dtype), trained, adapter="policy", seed=1)
+    adapters.add(model, trained, "other", 2)
+    move(model, "policy", 3)
+    move(model, "other", 4)
     return model
 
 
 def logits(model, adapter, ids=IDS, mask=FULL):
     with torch.no_grad():
         hidden = forward_hidden(model, ids, mask, adapter=adapter)
-        return model.get_base_model().get_output_embeddings()(hidden)
+        return causal_of(model, adapter).get_output_embeddings()(hidden)
+
+
+def own_names(model, adapter):
+    """Parameters of a role, by their names in the model."""
+    place = (f".{adapter}.", f"copies.{adapter}.")
+    return {n for n, _ in model.named_parameters() if place[0] in n or n.startswith(place[1])}
 
 
 def flags(model):
@@ -59,7 +67,7 @@ def test_initial_values_are_a_function_of_the_seed_and_the_layer():
     def first(seed, drawn_before):
         torch.rand(drawn_before)
         model = adapters.attach(tiny_model(), lora(), adapter="policy", seed=seed)
-        layers = adapters.lora_layers(model, "policy").values()
+        layers = lora_layers(model, "policy").values()
         return [layer.lora_A["policy"].weight for layer in layers]
 
     one, same, other = first(1, 0), first(1, 5), first(2, 0)
@@ -113,8 +121,9 @@ def test_a_model_that_changes_its_logits_afterwards_is_refused():
         adapters.attach(capped, lora(), adapter="policy", seed=1)
 
 
-def test_active_restores_the_adapter_and_every_flag():
-    model = two_adapters()
+@both_kinds
+def test_active_restores_the_adapter_and_every_flag(trained):
+    model = two_adapters(trained=trained)
     before = flags(model)
     with active(model, "other"):
         assert model.active_adapter == "other"
@@ -126,33 +135,39 @@ def test_active_restores_the_adapter_and_every_flag():
     assert flags(model) == before
 
 
-def test_training_trains_one_adapter_only_and_restores():
-    model = two_adapters()
+@both_kinds
+def test_training_trains_one_adapter_only_and_restores(trained):
+    model = two_adapters(trained=trained)
     before = flags(model)
     with training(model, "other"):
-        assert {n for n, flag in flags(model).items() if flag} == {
-            n for n, _ in model.named_parameters() if ".other." in n
-        }
+        learning = {n for n, flag in flags(model).items() if flag}
+        assert learning == own_names(model, "other") != set()
     assert flags(model) == before
 
 
-def test_a_pass_with_gradient_needs_its_adapter_active():
+@both_kinds
+def test_a_pass_with_gradient_needs_its_adapter_active(trained):
     with pytest.raises(AssertionError, match="other is not active"):
-        forward_hidden(two_adapters(), IDS, FULL, adapter="other")
+        forward_hidden(two_adapters(trained=trained), IDS, FULL, adapter="other")
 
 
-def test_adapters_differ_and_a_copy_is_the_same_bit_for_bit():
-    model = two_adapters()
+@both_kinds
+def test_adapters_differ_and_a_copy_is_the_same_bit_for_bit(trained):
+    model = two_adapters(trained=trained)
     assert not torch.equal(logits(model, "policy"), logits(model, "other"))
     adapters.copy_adapter(model, "policy", "reference")
     assert adapters.same_adapter(model, "policy", "reference")
     assert not adapters.same_adapter(model, "policy", "other")
     assert torch.equal(logits(model, "policy"), logits(model, "reference"))
     assert model.active_adapter == "policy"
+    move(model, "policy", 9)  # they share nothing
+    assert not adapters.same_adapter(model, "policy", "reference")
+    assert not torch.equal(logits(model, "policy"), logits(model, "reference"))
 
 
-def test_what_is_padded_changes_nothing():
-    model = two_adapters()
+@both_kinds
+def test_what_is_padded_changes_nothing(trained):
+    model = two_adapters(trained=trained)
     sequences = [([5, 6, 7], [8, 2]), ([9, 10], [11, 12, 13, 2])]
     zero, junk = (collate(sequences, pad_id=pad_id) for pad_id in (0, 299))
     alone = [collate([sequence], pad_id=0) for sequence in sequences]
@@ -161,7 +176,8 @@ def test_what_is_padded_changes_nothing():
         with torch.no_grad():
             hidden = forward_hidden(model, batch.ids_BS, batch.mask_BS, adapter="policy")
             states = batch.states(hidden)
-            return token_logprobs(model, states, batch.targets_N, temperature=1.0).logprob_N
+            said = token_logprobs(model, states, batch.targets_N, adapter="policy", temperature=1.0)
+            return said.logprob_N
 
     assert torch.equal(said(zero), said(junk))
     torch.testing.assert_close(
@@ -169,40 +185,56 @@ def test_what_is_padded_changes_nothing():
     )
 
 
+@both_kinds
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_trunk_agrees_with_the_whole_model(dtype):
-    model = two_adapters(dtype)
-    whole = model(input_ids=IDS, attention_mask=FULL.long()).logits
+def test_the_trunk_agrees_with_the_whole_model(dtype, trained):
+    model = two_adapters(dtype, trained)
+    whole = causal_of(model, "policy")(input_ids=IDS, attention_mask=FULL.long()).logits
     tolerance = 1e-5 if dtype == torch.float32 else 0.3
     torch.testing.assert_close(logits(model, "policy"), whole, atol=tolerance, rtol=1e-2)
 
 
+@both_kinds
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_reach_float32_adapters(dtype):
-    model = two_adapters(dtype)
+def test_gradients_reach_float32_adapters(dtype, trained):
+    model = two_adapters(dtype, trained)
     with training(model, "policy"):
         forward_hidden(model, IDS, FULL, adapter="policy").float().sum().backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert {g.dtype for g in grads.values()} == {torch.float32}
-    assert set(grads) == {n for n, _ in model.named_parameters() if ".policy." in n}
+    assert set(grads) == own_names(model, "policy")
 
 
+@both_kinds
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_merged_copy_computes_the_same_and_the_base_keeps_its_bits(dtype):
+def test_a_merged_copy_computes_the_same_and_the_base_keeps_its_bits(dtype, trained):
     base = tiny_model(dtype=dtype)
     bits = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    model = adapters.attach(base, lora(), adapter="policy", seed=1)
-    scramble(model, "policy")
+    model = adapters.attach(base, trained, adapter="policy", seed=1)
+    move(model, "policy")
     merged = adapters.merged_copy(model, "policy")
     tolerance = 1e-5 if dtype == torch.float32 else 0.3
     torch.testing.assert_close(
-        merged(IDS).logits, logits(model, "policy"), atol=tolerance, rtol=1e-2
+        merged(IDS).logits.float(), logits(model, "policy").float(), atol=tolerance, rtol=1e-2
     )
     assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert {p.dtype for p in merged.parameters()} == {dtype}
+    assert not any(p.requires_grad for p in merged.parameters())
     now = base.state_dict()
     for name, tensor in bits.items():
         wrapped = name.replace(".weight", ".base_layer.weight")
         assert torch.equal(tensor, now[name] if name in now else now[wrapped])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_merged_copy_of_all_weights_is_refreshed(dtype):
+    model = two_adapters(dtype, trained=None)
+    merged = adapters.merged_copy(model, "policy")
+    move(model, "policy", 7)
+    adapters.refresh_merged(merged, model, "policy")
+    fresh = adapters.merged_copy(model, "policy")
+    assert torch.equal(merged(IDS).logits, fresh(IDS).logits)
+    assert not torch.equal(merged(IDS).logits, adapters.merged_copy(model, "other")(IDS).logits)
 
 
 def test_a_merged_copy_is_refreshed_without_drift():
@@ -211,12 +243,12 @@ def test_a_merged_copy_is_refreshed_without_drift():
     plain = tiny_model()(IDS).logits
     assert torch.equal(merged(IDS).logits, plain)
     for seed in range(3):
-        scramble(model, "policy", seed)
+        move(model, "policy", seed)
         adapters.refresh_merged(merged, model, "policy")
         torch.testing.assert_close(
             merged(IDS).logits, logits(model, "policy"), atol=1e-5, rtol=1e-5
         )
-    scramble(model, "policy", scale=0.0)
+    move(model, "policy", scale=0.0)
     adapters.refresh_merged(merged, model, "policy")
     assert torch.equal(merged(IDS).logits, plain)
 
@@ -228,11 +260,12 @@ def test_a_merged_copy_shares_what_is_not_merged():
     assert merged.model.embed_tokens.weight is base.model.embed_tokens.weight
 
 
-def test_a_base_can_be_used_again_after_unloading():
+@both_kinds
+def test_a_base_can_be_used_again_after_unloading(trained):
     base = tiny_model()
     before = base(IDS).logits
-    model = adapters.attach(base, lora(), adapter="policy", seed=1)
-    scramble(model, "policy")
+    model = adapters.attach(base, trained, adapter="policy", seed=1)
+    move(model, "policy")
     model.unload()
     assert torch.equal(base(IDS).logits, before)
     again = adapters.attach(base, lora(), adapter="policy", seed=1)
@@ -259,8 +292,9 @@ def test_a_saved_adapter_loads_with_plain_peft(dtype, tmp_path):
     assert torch.equal(theirs(IDS).logits, model(IDS).logits)
 
 
-def test_a_saved_adapter_loads_bit_for_bit(tmp_path):
-    model = two_adapters()
+@both_kinds
+def test_a_saved_adapter_loads_bit_for_bit(tmp_path, trained):
+    model = two_adapters(trained=trained)
     head = ScoreHead(32, seed=5)
     head.calibrate([1.0, 4.0])
     save(model, tmp_path, "other", head)
@@ -274,32 +308,38 @@ def test_a_saved_adapter_loads_bit_for_bit(tmp_path):
     assert torch.equal(adapters.load_head(tmp_path)(states), head(states))
 
 
-def test_saving_leaves_the_model_as_it_was(tmp_path):
-    model = two_adapters()
+@both_kinds
+def test_saving_leaves_the_model_as_it_was(tmp_path, trained):
+    model = two_adapters(trained=trained)
     before = flags(model)
     save(model, tmp_path, "other")
     assert flags(model) == before
-    assert (model.active_adapter, set(model.peft_config)) == ("policy", {"policy", "other"})
+    assert model.active_adapter == "policy"
 
 
-def test_the_same_weights_give_the_same_bytes_without_machine_paths(tmp_path):
+FILES = {
+    "lora": {"adapter_config.json", "adapter_model.safetensors"},
+    "none": {"config.json", "generation_config.json", "model.safetensors"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_weights_give_the_same_bytes_without_machine_paths(tmp_path, kind):
     for name in ("one", "two"):
-        model = two_adapters()
-        model.get_base_model().name_or_path = str(tmp_path)
+        base = tiny_model()
+        base.config.name_or_path = base.name_or_path = str(tmp_path)
+        model = adapters.attach(base, KINDS[kind], adapter="policy", seed=1)
+        move(model, "policy")
         save(model, tmp_path / name, head=ScoreHead(32, seed=5))
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "cai.json",
-        "head.safetensors",
-    ]
+    files = {path.name for path in (tmp_path / "one").iterdir()}
+    assert files == FILES[kind] | {"cai.json", "head.safetensors"}
     for name in files:
         data = (tmp_path / "one" / name).read_bytes()
         assert data == (tmp_path / "two" / name).read_bytes()
         assert str(tmp_path).encode() not in data
-    config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "somebody/tiny"
+    if kind == "lora":
+        config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "somebody/tiny"
 
 
 def test_another_base_is_refused(tmp_path):
@@ -319,13 +359,21 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path):
         adapters.load(tiny_model(), tmp_path, adapter="mine", base_sha256="ab" * 32)
 
 
-def test_files_that_do_not_read_back_the_same_are_refused(tmp_path, monkeypatch):
-    def torn(path, data):
-        damaged = bytearray(data)
-        if path.suffix == ".safetensors":
-            damaged[-2] ^= 64
+@both_kinds
+def test_files_that_do_not_read_back_the_same_are_refused(tmp_path, monkeypatch, trained):
+    model = two_adapters(trained=trained)
+    kind = type(adapters._roles(model))
+    write = kind.write
+
+    def torn(self, name, folder, base_id):
+        write(self, name, folder, base_id)
+        (path,) = folder.glob("*.safetensors")
+        damaged = bytearray(path.read_bytes())
+        damaged[-2] ^= 64
         path.write_bytes(damaged)
 
-    monkeypatch.setattr(adapters, "write_atomically", torn)
+    monkeypatch.setattr(kind, "write", torn)
+    before = set(flags(model))
     with pytest.raises(UserError, match="does not give the same logits"):
-        save(two_adapters(), tmp_path)
+        save(model, tmp_path)
+    assert set(flags(model)) == before

@@ -30,6 +30,15 @@ def test_the_mask_does_not_look_at_ids():
     assert batch.targets_N.tolist() == [PAD, 2, 2]
 
 
+def test_values_of_tokens_are_summed_by_sequence():
+    batch = collate([([5, 6], [7, 2]), ([8], []), ([9], [4, 3, 2])], pad_id=PAD)
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], requires_grad=True)
+    sums = batch.sums(values)
+    assert sums.tolist() == [3.0, 0.0, 28.0]
+    (sums * torch.tensor([1.0, 1.0, 10.0])).sum().backward()
+    assert values.grad.tolist() == [1.0, 1.0, 10.0, 10.0, 10.0]
+
+
 def test_an_empty_response_has_no_tokens():
     batch = collate([([5, 6], []), ([8], [2])], pad_id=PAD)
     assert batch.num_tokens == 1

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cai import paths
-from cai.config import Config, RLAIFConfig, SLCAIConfig
+from cai.config import Config, DPOPhaseConfig, RLAIFConfig, SLCAIConfig
 from cai.errors import ConfigError
 from cai.model_config import ServerConfig
 from cai.schema import FEEDBACK, PARTS, PHASES, RUN_GROUPS, SECTIONS, options, to_config
@@ -116,7 +116,9 @@ def test_a_phase_is_one_word_in_four_places():
     modules = {path.stem for path in (paths.PACKAGE / "phases").glob("*.py")} - {"__init__"}
     assert set(options("phase")) == set(PHASES) == modules
     for name, kind in PHASES.items():
-        assert kind.__name__.removesuffix("Config").lower() == name.replace("_", "")
+        # `DPOConfig` is the training's.
+        word = kind.__name__.removesuffix("Config").removesuffix("Phase")
+        assert word.lower() == name.replace("_", "")
 
 
 def test_every_constitution_option_has_its_document_and_every_document_its_option():
@@ -146,6 +148,8 @@ def test_debug_tiny_makes_every_phase_smaller(phase):
         assert tiny.phase.prompts.num_red_team < full.phase.prompts.num_red_team
     if isinstance(tiny.phase, RLAIFConfig):
         assert tiny.phase.ppo.num_iterations < full.phase.ppo.num_iterations
+    if isinstance(tiny.phase, DPOPhaseConfig):
+        assert tiny.phase.dpo.batch_size < full.phase.dpo.batch_size
 
 
 def test_debug_tiny_follows_the_phase_that_an_experiment_chooses():
@@ -155,11 +159,22 @@ def test_debug_tiny_follows_the_phase_that_an_experiment_chooses():
     assert config.phase.sl_policy.revisions == "final"
 
 
-def test_the_rlaif_phase_starts_from_the_values_of_sl_cai():
-    first, both = composed("phase=sl_cai").phase, composed("phase=rlaif").phase
-    shared = set(first) - {"name"}
-    assert shared
-    assert all(first[key] == both[key] for key in shared)
+@pytest.mark.parametrize(
+    ("first", "second"), [("sl_cai", "rlaif"), ("sl_cai", "dpo"), ("rlaif", "dpo")]
+)
+@pytest.mark.parametrize("debug", [[], ["debug=tiny"]])
+def test_phases_that_share_stages_have_the_same_values_for_them(first, second, debug):
+    one, other = (composed(f"phase={name}", *debug).phase for name in (first, second))
+    shared = set(one) & set(other) - {"name"}
+    assert "sl_policy" in shared
+    assert ("comparisons" in shared) == ("pairs" in shared) == (first == "rlaif")
+    assert all(one[key] == other[key] for key in shared)
+
+
+def test_dpo_holds_out_what_the_preference_model_does():
+    for debug in ([], ["debug=tiny"]):
+        pm, dpo = (config_of(f"phase={name}", *debug).phase for name in ("rlaif", "dpo"))
+        assert pm.preference_model.validation_frac == dpo.dpo.validation_frac
 
 
 def test_the_command_line_beats_an_experiment():
@@ -177,12 +192,30 @@ def test_an_override_of_one_role_leaves_the_others_alone():
     assert config.model.max_context != 99
 
 
-def test_the_critique_model_is_a_role_of_both_training_phases():
+def test_the_critique_model_is_a_role_of_every_training_phase():
     training = [name for name, kind in PHASES.items() if issubclass(kind, SLCAIConfig)]
-    assert training == ["sl_cai", "rlaif"]
+    assert set(training) == {"sl_cai", "rlaif", "dpo"}
     for phase in training:
         config = config_of(f"phase={phase}", "model@phase.critique_models.main=qwen3_4b")
         assert config.phase.critique_models["main"].source == "hub"
+
+
+def test_the_preference_models_base_is_the_policys_unless_one_is_chosen():
+    assert config_of().phase.preference_base is None
+    config = config_of(
+        "model@phase.preference_base=local",
+        "phase.preference_base.path=/models/mine",
+        "phase.preference_base.lora.rank=3",
+    )
+    assert (config.phase.preference_base.path, config.phase.preference_base.lora.rank) == (
+        "/models/mine",
+        3,
+    )
+    assert config.model.lora.rank != 3
+    with pytest.raises(ConfigError, match=r"phase\.preference_base\.engine must be transformers"):
+        config_of(
+            "model@phase.preference_base=qwen3_4b", "engine@phase.preference_base.engine=vllm"
+        )
 
 
 def test_none_is_a_name_and_not_null():
@@ -212,6 +245,12 @@ def test_experiments_and_sweeps_say_why_how_and_how_long(group):
 def test_a_range_error_names_the_whole_key():
     cases = {
         "phase.ppo.clip_ratio=-1": "phase.ppo.clip_ratio must be above 0",
+        "phase.ppo.score_clip=0": "phase.ppo.score_clip must be above 0",
+        "phase.ppo.kl_where=loss": "phase.ppo.kl_estimator must be k2 or k3 with kl_where=loss",
+        "phase.ppo.at_cut=bootstrap": "phase.ppo.missing_eos_penalty must be 0 with at_cut=boot",
+        "phase.ppo.value_warmup_iterations=6": r"phase.ppo.value_warmup_iterations \(6\) must",
+        "phase.preference_model.human_frac=1.5": "phase.preference_model.human_frac must be betw",
+        "phase.preference_model.num_members=0": "phase.preference_model.num_members must be above",
         "phase.drafts.shard_size=0": "phase.drafts.shard_size must be above 0",
         "phase.pairs.sampling.temperature=0": "phase.pairs.sampling.temperature must be above 0",
         "phase.feedback_model.lora.rank=0": "phase.feedback_model.lora.rank must be above 0",
@@ -219,9 +258,35 @@ def test_a_range_error_names_the_whole_key():
         "data.evaluation_frac=2": "data.evaluation_frac must be between 0 and 1",
         "seed=-1": "seed must be in",
     }
+    dpo = {
+        "phase.dpo.beta=0": "phase.dpo.beta must be above 0",
+        "phase.dpo.label_smoothing=0.5": "phase.dpo.label_smoothing must be at least 0 and below",
+        "phase.dpo.human_frac=2": "phase.dpo.human_frac must be between 0 and 1",
+    }
+    for override, message in dpo.items():
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            config_of("phase=dpo", override)
     for override, message in cases.items():
         with pytest.raises(ConfigError, match=f"^{message}"):
             config_of(override)
+
+
+def test_settings_of_ppo_that_need_each_other_compose_together():
+    ppo = config_of(
+        "phase.ppo.kl_where=loss",
+        "phase.ppo.kl_estimator=k3",
+        "phase.ppo.at_cut=bootstrap",
+        "phase.ppo.missing_eos_penalty=0",
+        "phase.ppo.score_clip=2.5",
+        "phase.ppo.value_adapter=own",
+        "phase.ppo.value_warmup_iterations=2",
+    ).phase.ppo
+    assert (ppo.kl_where, ppo.at_cut, ppo.value_adapter) == ("loss", "bootstrap", "own")
+
+
+def test_what_is_refused_on_purpose_says_why_when_it_is_appended():
+    with pytest.raises(ConfigError, match=r"^phase\.ppo\.top_p is refused: a sampler that leaves"):
+        config_of("+phase.ppo.top_p=0.9")
 
 
 def test_a_missing_value_is_named_with_what_to_type():

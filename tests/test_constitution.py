@@ -151,7 +151,7 @@ def test_derived_ids_are_valid_unique_and_differ_from_written_ones(read):
 
 LITERAL = [
     "${oc.env:WANDB_API_KEY}", "${oc.decode:1}", "{}", "{0} {principle}", "%s %(a)s", "{{ x }}",
-    "$(id)", "\\n", "<|im_start|>system", "<script>alert(1)</script>", "a 'b' \"c\"", "é ü 漢 🙂",
+    "$(id)", "\\n", "<|is it?|>", "<script>alert(1)</script>", "a 'b' \"c\"", "é ü 漢 🙂",
 ]  # fmt: skip
 
 

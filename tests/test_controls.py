@@ -188,6 +188,7 @@ def comparison(control: CritiqueControl, prob: float | Unjudged) -> Comparison:
         response_b="b",
         principle_ids=(control.principle_id,),
         judgements=(),
+        labels=(),
         prob_a=None if unjudged else prob,
         weight=1.0,
         unjudged=unjudged,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai import embedded
 from cai.artifacts import file_sha256
-from cai.choices import EmbeddedModel, ModelSource, Precision
+from cai.choices import Adapter, EmbeddedModel, ModelSource, Precision
 from cai.embedded import MODELS, QWEN, SEAL, SMOLLM2, Embedded, Part
 from cai.errors import UserError
 from cai.model_config import ModelConfig
@@ -68,6 +68,7 @@ def config_of(model: Embedded) -> ModelConfig:
         revision=None,
         max_context=2048,
         system_prompt=None,
+        adapter=Adapter.lora,
         lora=lora(),
         engine=engine(),
     )

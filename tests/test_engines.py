@@ -23,9 +23,10 @@ from cai.endpoint import Client
 from cai.engines import columns
 from cai.engines import vllm as vllm_engine
 from cai.engines.endpoint import EndpointEngine
-from cai.engines.transformers import TransformersEngine
+from cai.engines.transformers import MAX_BATCH_TOKENS, TransformersEngine
 from cai.engines.vllm import VLLMEngine
 from cai.errors import UserError
+from cai.low_rank import lora_layers
 from cai.model_config import EngineConfig, VLLMConfig
 from cai.models import Models, identity, role_key
 from tests.conftest import byte_tokenizer
@@ -70,6 +71,35 @@ def test_score_is_the_sum_over_the_continuation_whatever_the_batch() -> None:
         assert total == pytest.approx(slow_score(engine.model, prompt, own), abs=1e-4)
         assert engine.score([prompt], [own]) == pytest.approx([total], abs=1e-4)
     assert engine.score([], []) == []
+
+
+@pytest.mark.parametrize("own_pass", [True, False])
+def test_texts_that_begin_alike_are_scored_as_if_alone(own_pass: bool) -> None:
+    engine = plain(max_context=1000)
+    if not own_pass:
+        engine.model.model.layers[0].register_forward_hook(lambda *_: None)
+    opening, turns = [(7 * i) % 290 + 3 for i in range(90)], [[40] * 70, [41] * 65]
+    prompts = [opening + turn for turn in turns for _ in range(2)] + [[5]]
+    continuations = [[50 + i, *range(60, 63 + 9 * i)] for i in range(5)]
+    found = engine.score(prompts, continuations)
+    for prompt, own, total in zip(prompts, continuations, found, strict=True):
+        assert total == pytest.approx(slow_score(engine.model, prompt, own), abs=1e-3)
+
+
+def test_other_models_score_in_sorted_batches_of_bounded_size() -> None:
+    engine = plain(max_context=1000)
+    shapes = []
+    engine.model.model.layers[0].register_forward_hook(lambda _, given, __: shapes.append(given[0]))
+    prompts = [[5 + i] * (1 + (237 * i) % 400) for i in range(12)]
+    continuations = [[9] * (1 + (91 * i) % 300) for i in range(12)]
+    found = engine.score(prompts, continuations)
+    sizes = [(len(hidden), hidden.shape[1]) for hidden in shapes]
+    assert sum(rows for rows, _ in sizes) == 12
+    assert len(sizes) < 12
+    assert [width for _, width in sizes] == sorted((width for _, width in sizes), reverse=True)
+    assert all(rows * width <= MAX_BATCH_TOKENS for rows, width in sizes)
+    for prompt, own, total in zip(prompts, continuations, found, strict=True):
+        assert total == pytest.approx(slow_score(engine.model, prompt, own), abs=2e-3)
 
 
 def test_columns_keep_what_was_asked_for_and_nothing_else() -> None:
@@ -379,7 +409,7 @@ def saved_adapter(model: Path, folder: Path, models: Models) -> Artifact:
     base = models.base(local(model))
     tuned = adapters.attach(base.model, lora(), adapter="policy", seed=0)
     generator = torch.Generator().manual_seed(0)
-    for layer in adapters.lora_layers(tuned, "policy").values():
+    for layer in lora_layers(tuned, "policy").values():
         layer.lora_B["policy"].weight.data.normal_(0, 0.2, generator=generator)
     adapters.save_adapter(
         tuned,

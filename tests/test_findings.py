@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 
 from cai import statistics
-from cai.choices import Gate
+from cai.choices import Combine, Condition, Gate
 from cai.feedback.gate import GateResult
 from cai.feedback.measures import Group
 from cai.findings import findings, key_metrics
 from cai.story import (
     ComparisonsStory,
+    DPOStory,
     EvaluationRow,
     EvaluationStory,
     FeedbackStory,
@@ -38,8 +39,33 @@ def feedback(*, gates=(), comparisons=None, **values):
     )
 
 
+def preference_model(**values):
+    return PreferenceModelStory(
+        num_ai=9,
+        num_human=0,
+        num_members=1,
+        combine=Combine.mean,
+        condition=Condition.none,
+        curves=(),
+        measured=stories.preference_measures(**values),
+    )
+
+
 def gate(member, setting, *problems):
     return GateResult(member=member, gate=setting, problems=problems)
+
+
+def dpo(**values):
+    reward = values.pop("preferred_reward", None)
+    measured = stories.preference_measures(**values)
+    return DPOStory(
+        num_ai=9, num_human=0, settings={}, curves=(), measured=measured, preferred_reward=reward
+    )
+
+
+def mean(low, high):
+    middle = (low + high) / 2
+    return statistics.Estimate(value=middle, low=low, high=high, num=24)
 
 
 def by_length(shorter, longer):
@@ -75,9 +101,10 @@ def test_a_sound_run_has_no_warning():
             gates=(gate(None, Gate.warn), gate("one", Gate.stop)),
             comparisons=ComparisonsStory(num=100, unjudged={"identical": 20}),
         ),
-        preference_model=PreferenceModelStory(
-            num_ai=9, num_human=0, curves=(), accuracy=RATE(80, 100), principle_tests=RATE(80, 100)
+        preference_model=preference_model(
+            accuracy=RATE(80, 100), principle_tests=RATE(80, 100), cross_entropy=mean(0.5, 0.7)
         ),
+        dpo=dpo(accuracy=RATE(20, 24), longer_wins=RATE(12, 24), preferred_reward=mean(-0.1, 0.9)),
         evaluation=EvaluationStory(rows=(row("base", "benign", 2), row("rl_cai", "benign", 4))),
     )
     assert findings(sound) == ()
@@ -134,12 +161,28 @@ def test_a_sound_run_has_no_warning():
             "is at chance.",
         ),
         (
-            {
-                "preference_model": PreferenceModelStory(
-                    num_ai=9, num_human=0, curves=(), accuracy=RATE(12, 24)
-                )
-            },
+            {"preference_model": preference_model(accuracy=RATE(12, 24))},
             "The preference model is at chance agreeing with held-out AI labels",
+        ),
+        (
+            {"preference_model": preference_model(cross_entropy=mean(0.7, 0.9))},
+            "The preference model is over-confident: its cross-entropy on held-out pairs is "
+            "0.80 [0.70, 0.90], n = 24 nats",
+        ),
+        ({"dpo": dpo()}, "Nobody knows whether DPO learned anything but its own pairs"),
+        ({"dpo": dpo(accuracy=RATE(12, 24))}, "DPO is at chance agreeing with held-out AI labels"),
+        ({"dpo": dpo(accuracy=RATE(2, 24))}, "DPO is worse than chance agreeing"),
+        (
+            {"dpo": dpo(accuracy=RATE(18, 24), longer_wins=RATE(16, 24))},
+            "DPO does not beat taking the longer response on held-out pairs: 0.75",
+        ),
+        (
+            {"dpo": dpo(accuracy=RATE(24, 24), preferred_reward=mean(-0.9, -0.1))},
+            "DPO made even the preferred responses of held-out pairs less likely",
+        ),
+        (
+            {"dpo": dpo(accuracy=RATE(24, 24), cross_entropy=mean(0.7, 0.9))},
+            "DPO is over-confident: its cross-entropy on held-out pairs is 0.80",
         ),
         (
             {"revisions": RevisionsStory(outcomes=({"revised": 3, "unchanged": 40},))},
@@ -207,6 +250,7 @@ def test_key_metrics_show_first_and_last_policy():
     assert "Refusals, red team, RL-CAI" in labels
     assert "Refusals, red team, SL-CAI" not in labels
     assert "Mean score, benign: RL-CAI - SL-CAI" in labels
+    assert "DPO agrees with held-out AI labels" in labels
     assert key_metrics(dataclasses.replace(full, revisions=None, critique=None))[0].comment == (
         "chance 0.5; longer wins 0.56"
     )

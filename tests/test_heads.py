@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from cai import adapters, heads
+from cai.full_weights import causal_of
 from cai.heads import ScoreHead, token_logprobs
 from tests.tiny import VOCAB_SIZE, lora, tiny_model
 
@@ -33,7 +34,7 @@ def test_chunks_give_the_value_and_gradient_of_the_plain_formula(
     monkeypatch.setattr(heads, "LOGITS_AT_ONCE", rows * VOCAB_SIZE)
     hidden, target = states()
     upstream = torch.arange(1.0, 8.0)
-    said = token_logprobs(model, hidden, target, temperature=temperature)
+    said = token_logprobs(model, hidden, target, adapter="policy", temperature=temperature)
     (said.logprob_N * upstream).sum().backward()
     found, hidden.grad = hidden.grad, None
     logprob, entropy = plain(model, hidden, target, temperature)
@@ -45,7 +46,7 @@ def test_chunks_give_the_value_and_gradient_of_the_plain_formula(
 
 def test_no_tokens_give_no_logprobs_and_a_zero_gradient(model):
     hidden, target = states(0)
-    said = token_logprobs(model, hidden, target, temperature=1.0)
+    said = token_logprobs(model, hidden, target, adapter="policy", temperature=1.0)
     said.logprob_N.sum().backward()
     assert said.logprob_N.shape == (0,)
     assert hidden.grad.shape == (0, 32)
@@ -55,14 +56,80 @@ def test_logits_are_not_kept_for_the_backward_pass(model):
     hidden, target = states()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        token_logprobs(model, hidden, target, temperature=1.0)
+        token_logprobs(model, hidden, target, adapter="policy", temperature=1.0)
     assert kept == [torch.Size([7, 32])]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_that_learns_gets_the_gradient_of_plain_autograd(
+    bias, rows, temperature, monkeypatch
+):
+    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", rows * VOCAB_SIZE)
+    base = tiny_model()
+    base.lm_head = torch.nn.Linear(32, VOCAB_SIZE, bias=bias)
+    model = adapters.attach(base, None, adapter="policy", seed=1)
+    head = causal_of(model, "policy").lm_head
+    hidden, target = states()
+    upstream = torch.linspace(-1.0, 1.0, 7)
+    leaves = [hidden, *head.parameters()]
+    said = token_logprobs(model, hidden, target, adapter="policy", temperature=temperature)
+    found = torch.autograd.grad((said.logprob_N * upstream).sum(), leaves)
+    logp = (head(hidden) / temperature).log_softmax(-1)
+    logprob = logp.gather(1, target[:, None])[:, 0]
+    expected = torch.autograd.grad((logprob * upstream).sum(), leaves)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_tied_to_the_embeddings_gets_the_gradient_of_both(tied):
+    base = tiny_model()
+    if not tied:
+        base.lm_head = torch.nn.Linear(32, VOCAB_SIZE, bias=False)
+    model = adapters.attach(base, None, adapter="policy", seed=1)
+    causal = causal_of(model, "policy")
+    ids = torch.arange(20, 32).view(2, 6)
+    target = ids[:, 1:].flatten()
+
+    def gradients(logprobs):
+        model.zero_grad()
+        hidden = causal.model(ids).last_hidden_state[:, :-1].flatten(0, 1)
+        (-logprobs(hidden).mean()).backward()
+        return {name: weight.grad.clone() for name, weight in causal.named_parameters()}
+
+    found = gradients(
+        lambda hidden: (
+            token_logprobs(model, hidden, target, adapter="policy", temperature=1.0).logprob_N
+        )
+    )
+    expected = gradients(
+        lambda hidden: causal.lm_head(hidden).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    )
+    assert ("lm_head.weight" in found) is not tied
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_in_bfloat16_a_head_that_learns_keeps_a_float32_gradient():
+    model = adapters.attach(tiny_model(dtype=torch.bfloat16), None, adapter="policy", seed=1)
+    hidden, target = states()
+    said = token_logprobs(model, hidden, target, adapter="policy", temperature=1.0)
+    said.logprob_N.sum().backward()
+    weight = causal_of(model, "policy").lm_head.weight
+    assert weight.grad.dtype == torch.float32
+    exact = torch.zeros_like(weight).index_add_(0, target, hidden.detach())
+    logits = F.linear(hidden.detach(), weight.detach())
+    exact -= logits.softmax(-1).T @ hidden.detach()
+    assert float((weight.grad - exact).abs().max()) < 0.02 * float(exact.abs().max())
 
 
 def test_bfloat16_log_softmax_is_float32():
     model = adapters.attach(tiny_model(dtype=torch.bfloat16), lora(), adapter="policy", seed=1)
     hidden, target = states(dtype=torch.bfloat16)
-    said = token_logprobs(model, hidden, target, temperature=1.0)
+    said = token_logprobs(model, hidden, target, adapter="policy", temperature=1.0)
     assert said.logprob_N.dtype == torch.float32
     torch.testing.assert_close(said.logprob_N, plain(model, hidden, target, 1.0)[0])
 
@@ -122,3 +189,14 @@ def test_rescale_is_an_affine_map_of_the_output() -> None:
         before = head(hidden)
         head.rescale(scale=0.5, shift=3.0)
         assert torch.allclose(head(hidden), 0.5 * before + 3.0, atol=1e-5)
+
+
+def test_a_zeroed_head_says_nothing_until_it_is_put_on_a_scale() -> None:
+    head = ScoreHead(8, seed=0).zeroed()
+    hidden = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(head(hidden), torch.zeros(5))
+        head.rescale(scale=0.0, shift=1.5)
+        assert torch.equal(head(hidden), torch.full((5,), 1.5))
+    head(hidden).sum().backward()
+    assert head.linear.weight.grad.abs().max() > 0

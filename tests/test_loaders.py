@@ -43,6 +43,13 @@ def test_the_order_is_a_function_of_the_seed_and_the_epoch():
     assert sets[0] == sets[1]
 
 
+def test_groups_number_the_examples_of_each_micro_batch():
+    made = loader()
+    for position, batch in enumerate(made):
+        named = [[EXAMPLES[index] for index in group] for group in made.groups(position)]
+        assert named == batch
+
+
 def test_micro_batches_are_alike_in_length():
     for batch in loader():
         lengths = [example.length for micro in batch for example in micro]

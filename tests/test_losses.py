@@ -143,6 +143,51 @@ def test_kl_estimators_are_unbiased(estimator):
     torch.testing.assert_close(estimate, exact)
 
 
+def test_kl_loss():
+    # k2: (0.5^2 + 1^2) / 2 = 0.625, over 5 tokens of the whole step
+    # k3: exp(-0.5) - 1 + 0.5 = 0.106531 and exp(1) - 1 - 1 = 0.718282, over 5
+    now, reference = tensor([-1.0, -3.0]), tensor([-1.5, -2.0])
+    close(losses.kl_loss(now, reference, estimator="k2", num_tokens=5), 0.125)
+    close(losses.kl_loss(now, reference, estimator="k3", num_tokens=5), 0.1649624)
+
+
+def slow_kl(logits, other):
+    """KL of one softmax to another, and that one's to it."""
+    p, q = ([math.exp(x) / sum(map(math.exp, each)) for x in each] for each in (logits, other))
+    return [
+        sum(a * math.log(a / b) for a, b in zip(x, y, strict=True)) for x, y in ((p, q), (q, p))
+    ]
+
+
+def test_in_the_loss_k2_follows_the_kl_k3_its_reverse_and_k1_nothing():
+    # The expectation over sampled tokens is a sum over the vocabulary with constant weights;
+    # central differences of the exact KL are what it is compared with.
+    start, other = [0.4, -0.3, 1.1, 0.0], [-0.5, 0.2, 0.3, 0.7]
+    reference = tensor(other).log_softmax(0)
+
+    def gradient(estimator):
+        logits = tensor(start, requires_grad=True)
+        logp = logits.log_softmax(0)
+        kl = losses.kl_estimate(logp, reference, estimator=estimator)
+        return torch.autograd.grad((logp.detach().exp() * kl).sum(), logits)[0]
+
+    def differences(which):
+        step = 1e-5
+        moved = [
+            [[x + sign * step * (i == k) for i, x in enumerate(start)] for sign in (1, -1)]
+            for k in range(len(start))
+        ]
+        return [
+            (slow_kl(up, other)[which] - slow_kl(down, other)[which]) / (2 * step)
+            for up, down in moved
+        ]
+
+    close(gradient("k1"), [0.0] * 4)
+    close(gradient("k2"), differences(0))
+    close(gradient("k3"), differences(1))
+    assert max(abs(a - b) for a, b in zip(differences(0), differences(1), strict=True)) > 0.01
+
+
 @pytest.mark.parametrize(
     ("kl", "expected"),
     [
@@ -184,6 +229,7 @@ def test_gae():
         tensor([[0.0, 0.0, 1.0, 7.0]]),
         tensor([[0.5, 0.2, 0.1, NAN]]),
         tensor([[True, True, True, False]]),
+        final_values_B=tensor([0.0]),
         discount=0.9,
         gae_lambda=0.5,
     )
@@ -191,11 +237,30 @@ def test_gae():
     close(found.returns_BT, [[0.31275, 0.495, 1.0, 0.0]])
 
 
+def test_gae_goes_on_from_a_value_where_a_response_was_cut():
+    # Row 0 as above, but nothing is paid at the end and the state after it is worth 0.6:
+    # t=2: 0 + 0.9 * 0.6 - 0.1 = 0.44
+    # t=1: -0.11 + 0.45 * 0.44 = 0.088
+    # t=0: -0.32 + 0.45 * 0.088 = -0.2804
+    # Row 1 has one token: 0.9 * -1 - 0.3 = -1.2; row 2 has none.
+    found = losses.gae(
+        tensor([[0.0, 0.0, 0.0, NAN], [0.0, NAN, NAN, NAN], [NAN] * 4]),
+        tensor([[0.5, 0.2, 0.1, NAN], [0.3, NAN, NAN, NAN], [NAN] * 4]),
+        tensor([[True, True, True, False], [True, False, False, False], [False] * 4]),
+        final_values_B=tensor([0.6, -1.0, 5.0]),
+        discount=0.9,
+        gae_lambda=0.5,
+    )
+    close(found.advantages_BT, [[-0.2804, 0.088, 0.44, 0], [-1.2, 0, 0, 0], [0, 0, 0, 0]])
+    close(found.returns_BT, [[0.2196, 0.288, 0.54, 0], [-0.9, 0, 0, 0], [0, 0, 0, 0]])
+
+
 def test_gae_with_lambda_one_gives_whole_returns():
     found = losses.gae(
         tensor([[0.5, -0.25, 1.0]]),
         torch.rand(1, 3, generator=torch.Generator().manual_seed(0)),
         torch.ones(1, 3, dtype=torch.bool),
+        final_values_B=tensor([0.0]),
         discount=1.0,
         gae_lambda=1.0,
     )
@@ -240,7 +305,9 @@ def test_value_loss():
         value_clip=0.2,
         num_tokens=3,
     )
-    close(found, 0.2083333)
+    close(found.loss, 0.2083333)
+    # The held value counts where it is further off: in the last one only.
+    assert found.clipped_N.tolist() == [False, False, True]
 
 
 def test_explained_variance():
@@ -265,13 +332,11 @@ def slow_rewards(score, kl, length, kl_coef):
     return rewards
 
 
-def slow_gae(rewards, values, discount, gae_lambda):
+def slow_gae(rewards, values, final_value, discount, gae_lambda):
     """A_t as the explicit sum over delta (Schulman et al. 2016, eq. 16)."""
     length = len(rewards)
-    deltas = [
-        rewards[t] + (discount * values[t + 1] if t + 1 < length else 0.0) - values[t]
-        for t in range(length)
-    ]
+    states = [*values, final_value]
+    deltas = [rewards[t] + discount * states[t + 1] - states[t] for t in range(length)]
     return [
         sum((discount * gae_lambda) ** (k - t) * deltas[k] for k in range(t, length))
         for t in range(length)
@@ -301,13 +366,16 @@ def test_a_whole_round_agrees_with_plain_loops(seed):
     kl, values = grid(0.5), grid(1.0)
     scores = tensor([rng.gauss(0, 1) for _ in lengths])
     rewards = losses.token_rewards(scores, kl, mask, kl_coef=0.3)
-    found = losses.gae(rewards, values, mask, discount=0.97, gae_lambda=0.9)
+    final = [rng.choice([0.0, rng.gauss(0, 1)]) for _ in lengths]
+    found = losses.gae(
+        rewards, values, mask, final_values_B=tensor(final), discount=0.97, gae_lambda=0.9
+    )
     for row, length in enumerate(lengths):
         slow = slow_rewards(float(scores[row]), kl[row].tolist(), length, 0.3)
         close(rewards[row, :length], slow)
         close(
             found.advantages_BT[row, :length],
-            slow_gae(slow, values[row, :length].tolist(), 0.97, 0.9),
+            slow_gae(slow, values[row, :length].tolist(), final[row], 0.97, 0.9),
         )
         assert not found.advantages_BT[row, length:].any()
     old, new, new_values = grid(0.5)[mask], grid(0.5)[mask], grid(1.0)[mask]
@@ -316,7 +384,7 @@ def test_a_whole_round_agrees_with_plain_loops(seed):
     policy = losses.policy_loss(new, old, advantages, clip_ratio=0.2, num_tokens=sum(lengths)).loss
     value = losses.value_loss(
         new_values, values[mask], returns, value_clip=0.2, num_tokens=sum(lengths)
-    )
+    ).loss
     columns = (new, old, advantages, new_values, values[mask], returns)
     slow_policy, slow_value = slow_ppo(*(c.tolist() for c in columns), 0.2)
     close(policy, slow_policy)

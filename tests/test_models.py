@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cai.choices import ModelSource, Precision
+from cai.choices import Adapter, ModelSource, Precision
 from cai.errors import UserError
 from cai.model_config import ModelConfig
 from cai.models import Models, device_of, dtype_of, identity, load
@@ -27,6 +27,7 @@ def local(folder: Path, **changes: object) -> ModelConfig:
         "revision": None,
         "max_context": 500,
         "system_prompt": None,
+        "adapter": Adapter.lora,
         "lora": lora(),
         "engine": engine(),
     }

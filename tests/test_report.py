@@ -109,7 +109,14 @@ def without_charts(story):
             measured=dataclasses.replace(story.feedback.measured, bins=(), by_principle=()),
             comparisons=dataclasses.replace(story.feedback.comparisons, label_probabilities=()),
         ),
-        preference_model=dataclasses.replace(story.preference_model, curves=(), bins=()),
+        preference_model=dataclasses.replace(
+            story.preference_model,
+            curves=(),
+            measured=dataclasses.replace(story.preference_model.measured, bins=()),
+        ),
+        dpo=dataclasses.replace(
+            story.dpo, curves=(), measured=dataclasses.replace(story.dpo.measured, bins=())
+        ),
         ppo=dataclasses.replace(story.ppo, curves=()),
         evaluation=dataclasses.replace(story.evaluation, rows=rows),
     )
@@ -225,6 +232,7 @@ def test_every_number_of_the_story_is_on_the_page():
         preference_model=dataclasses.replace(
             story.preference_model, curves=whole.preference_model.curves
         ),
+        dpo=dataclasses.replace(story.dpo, curves=whole.dpo.curves),
         ppo=dataclasses.replace(story.ppo, curves=whole.ppo.curves),
     )
     numbers.clear()
@@ -290,8 +298,9 @@ def test_missing_parts_leave_no_hole():
 
 PARTS = {
     "constitution": "constitution", "revisions": "revisions", "sl_policy": "sl-policy",
-    "feedback": "feedback", "preference_model": "preference-model", "ppo": "ppo",
-    "examples": "examples", "evaluation": "evaluation", "stages": "stages", "limits": "limits",
+    "feedback": "feedback", "preference_model": "preference-model", "dpo": "dpo",
+    "ppo": "ppo", "examples": "examples", "evaluation": "evaluation", "stages": "stages",
+    "limits": "limits",
 }  # fmt: skip
 
 
@@ -320,7 +329,20 @@ def test_parts_with_nothing_measured_are_still_a_page():
         feedback=type(whole.feedback)(
             method="multiple_choice", source="nothing", note="", measured=stories.measures()
         ),
-        preference_model=type(whole.preference_model)(num_ai=0, num_human=0, curves=()),
+        preference_model=dataclasses.replace(
+            whole.preference_model,
+            num_ai=0,
+            num_human=0,
+            curves=(),
+            measured=stories.preference_measures(),
+        ),
+        dpo=type(whole.dpo)(
+            num_ai=0,
+            num_human=0,
+            settings={},
+            curves=(),
+            measured=stories.preference_measures(),
+        ),
         ppo=PPOStory(num_rounds=0, num_rollouts=0, settings={}, curves=()),
         evaluation=dataclasses.replace(
             whole.evaluation, rows=(), changes=(), likelihood_tests=None

@@ -90,6 +90,14 @@ def test_an_unknown_key_gets_the_valid_ones_and_the_nearest(refuse):
     assert "Type: phase.ppo.kl_coef=0.1" in said
 
 
+@pytest.mark.parametrize("name", ["top_p", "top_k", "min_new_tokens"])
+def test_a_sampler_with_another_law_is_refused_with_the_reason(refuse, name):
+    said = refuse(f"phase.ppo.{name}=2")
+    assert f"phase.ppo.{name} is refused (on the command line: phase.ppo.{name}=2): " in said
+    assert "does not follow the law that is scored" in said
+    assert "phase.ppo.temperature" in said
+
+
 def test_an_unknown_group_is_a_key_at_the_top(refuse):
     said = refuse("constituton=medical")
     assert "experiment, sweeps, debug" in said

@@ -124,6 +124,28 @@ def test_preferred_side_folds_pairs_so_that_calibration_can_be_seen():
     assert statistics.pair_accuracy([0.9, 0.2, 0.5]).value == 0.5
 
 
+def test_confidences_turn_a_soft_label_to_the_preferred_side():
+    folded = statistics.confidences([0.9, 0.2, 0.5, 0.3], [0.7, 0.4, 1.0, 1.0])
+    assert folded.confidence == pytest.approx((0.9, 0.8, 0.5, 0.7))
+    assert folded.correct == pytest.approx((0.7, 0.6, 0.5, 0.0))
+    # Asking about the other side changes nothing.
+    other = statistics.confidences([0.1, 0.8, 0.5, 0.7], [0.3, 0.6, 0.0, 0.0])
+    assert other.confidence == pytest.approx(folded.confidence)
+    assert other.correct == pytest.approx(folded.correct)
+
+
+def test_cross_entropies_by_hand():
+    # -(.7 ln .9 + .3 ln .1) = .764528; a certain label: -ln .2 = 1.609438; 0.5: ln 2.
+    found = statistics.cross_entropies([0.9, 0.2, 0.5], [0.7, 1.0, 0.3])
+    assert found == pytest.approx([0.764528, 1.609438, 0.693147], abs=1e-6)
+    # With itself, the entropy: -(.7 ln .7 + .3 ln .3) = .610864; nothing is below it.
+    assert statistics.cross_entropies([0.7, 1.0], [0.7, 1.0]) == pytest.approx(
+        [0.610864, 0.0], abs=1e-6
+    )
+    (worst,) = statistics.cross_entropies([0.0], [1.0])
+    assert worst == pytest.approx(27.631021, abs=1e-6)  # -ln 1e-12
+
+
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [

@@ -15,10 +15,13 @@ from cai.choices import KLControl
 from cai.errors import Interrupted, UserError
 from cai.faults import InjectedFaultError
 from cai.heads import ScoreHead
-from cai.training import train_ppo, train_preference_model, train_sft
+from cai.training import train_dpo, train_ppo, train_preference_model, train_sft
 from tests.tiny import (
     EOS_ID,
+    LORA,
     Sampler,
+    dpo_config,
+    dpo_setup,
     hardware,
     lora,
     pair_examples,
@@ -28,33 +31,46 @@ from tests.tiny import (
     sft_examples,
     sl_config,
     tiny_model,
+    token_score,
 )
 
-NUM_STEPS = {"sl_policy": 6, "preference_model": 6, "policy": 4}
+NUM_STEPS = {"sl_policy": 6, "preference_model": 6, "dpo_policy": 6, "policy": 4}
 
 
-def train(stage: str, work_dir: Path, on_step) -> list[torch.Tensor]:
+def train(stage: str, work_dir: Path, on_step, *, trained=LORA) -> list[torch.Tensor]:
     """Train one stage on its tiny data; return everything that could have changed."""
     common = {"hardware": hardware(2), "work_dir": work_dir, "on_step": on_step, "stage": stage}
     if stage == "sl_policy":
-        model = adapters.attach(tiny_model(), lora(), adapter="policy", seed=1)
+        model = adapters.attach(tiny_model(), trained, adapter="policy", seed=1)
         train_sft(model, sft_examples(), adapter="policy", config=sl_config(), seed=3, **common)
         return [p.detach() for p in model.parameters()]
     if stage == "preference_model":
-        model = adapters.attach(tiny_model(), lora(), adapter="preference", seed=1)
+        model = adapters.attach(tiny_model(), trained, adapter="preference", seed=1)
         head = ScoreHead(32, seed=2)
         train_preference_model(
             model, head, pair_examples(), adapter="preference", config=pm_config(), seed=3, **common
         )
         return [p.detach() for p in (*model.parameters(), *head.parameters())]
-    model, heads = ppo_setup()
+    if stage == "dpo_policy":
+        model = dpo_setup(trained=trained)
+        train_dpo(
+            model,
+            pair_examples(),
+            policy_adapter="policy",
+            reference_adapter="reference",
+            config=dpo_config(),
+            seed=3,
+            **common,
+        )
+        return [p.detach() for p in model.parameters()]
+    model, value = ppo_setup(trained=trained)
     config = ppo_config(kl_control=KLControl.adaptive, kl_target=0.5)
     train_ppo(
         model,
-        heads=heads,
+        value=value,
         policy_adapter="policy",
         reference_adapter="reference",
-        preference_adapter="preference",
+        score=token_score(model),
         sample=Sampler(model, config),
         config=config,
         seed=3,
@@ -62,7 +78,7 @@ def train(stage: str, work_dir: Path, on_step) -> list[torch.Tensor]:
         pad_id=EOS_ID,
         **common,
     )
-    return [p.detach() for p in (*model.parameters(), *heads.value.parameters())]
+    return [p.detach() for p in (*model.parameters(), *value.head.parameters())]
 
 
 STAGES = list(NUM_STEPS)
@@ -101,6 +117,8 @@ POINTS = [
     *[("sl_policy", f"checkpoint={n}") for n in (1, 3)],
     *[("preference_model", f"step={n}") for n in (1, 4)],
     *[("preference_model", f"checkpoint={n}") for n in (2,)],
+    *[("dpo_policy", f"step={n}") for n in (1, 4)],
+    *[("dpo_policy", f"checkpoint={n}") for n in (1, 2)],
     # Four optimizer steps a round: in the middle of the first, second and last round.
     *[("policy", f"step={n}") for n in (2, 7, 8, 16)],
     *[("policy", f"checkpoint={n}") for n in (1, 4)],

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 
 import torch
-from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cai import adapters
-from cai.choices import EngineName, KLControl, KLEstimator, Precision, RevisionsUsed
+from cai.choices import (
+    AtCut,
+    Combine,
+    Condition,
+    DPOLoss,
+    EngineName,
+    KLControl,
+    KLEstimator,
+    KLPlace,
+    Precision,
+    RevisionsUsed,
+    ValueAdapter,
+)
 from cai.config import HardwareConfig
+from cai.full_weights import FullCopies, Tuned
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
+from cai.low_rank import lora_layers
 from cai.model_config import EngineConfig, LoRAConfig
-from cai.rollout import Heads, Sampled
-from cai.training_config import OptimizerConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.rollout import Sampled, ValueFunction
+from cai.scoring import TokenScore, score_responses
+from cai.training_config import (
+    DPOConfig,
+    OptimizerConfig,
+    PPOConfig,
+    PreferenceModelConfig,
+    SLPolicyConfig,
+)
 
 VOCAB_SIZE = 300
 EOS_ID = 2
@@ -24,11 +45,17 @@ PAD_ID = 0
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def tiny_model(
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    *,
+    hidden_size: int = 32,
+    vocab_size: int = VOCAB_SIZE,
+) -> LlamaForCausalLM:
     torch.set_num_threads(1)
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -46,6 +73,24 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCau
 
 def lora(rank: int = 4, alpha: int = 8) -> LoRAConfig:
     return LoRAConfig(rank=rank, alpha=alpha, target_modules=list(TARGETS))
+
+
+LORA = lora()
+KINDS = {"lora": LORA, "none": None}
+"""What is trained, for tests that hold for both."""
+
+
+@torch.no_grad()
+def scramble(
+    model: Tuned, adapter: str, generator: torch.Generator, *, scale: float = 0.05
+) -> None:
+    """Move a role away from the base: an adapter's B, or all weights a little."""
+    if isinstance(model, FullCopies):
+        for weight in model.copies[adapter].parameters():
+            weight += scale * 0.3 * torch.randn(weight.shape, generator=generator)
+        return
+    for layer in lora_layers(model, adapter).values():
+        layer.lora_B[adapter].weight.normal_(0, scale, generator=generator)
 
 
 def engine() -> EngineConfig:
@@ -77,11 +122,36 @@ def sl_config(learning_rate: float = 1e-3, **changes: int) -> SLPolicyConfig:
     return SLPolicyConfig(revisions=RevisionsUsed.all, optimizer=optimizer(learning_rate), **values)
 
 
-def pm_config(learning_rate: float = 1e-3, **changes: int) -> PreferenceModelConfig:
-    values = {"num_epochs": 2, "batch_size": 4, "max_length": 64, "checkpoint_every": 2} | changes
-    return PreferenceModelConfig(
-        validation_frac=0.1, human_weight=1.0, optimizer=optimizer(learning_rate), **values
-    )
+def pm_config(learning_rate: float = 1e-3, **changes: object) -> PreferenceModelConfig:
+    values = {
+        "num_epochs": 2,
+        "batch_size": 4,
+        "validation_frac": 0.1,
+        "human_frac": None,
+        "num_members": 1,
+        "combine": Combine.mean,
+        "condition": Condition.none,
+        "principles_per_score": 2,
+        "max_length": 64,
+        "checkpoint_every": 2,
+        "optimizer": optimizer(learning_rate),
+    }
+    return PreferenceModelConfig(**(values | changes))
+
+
+def dpo_config(learning_rate: float = 1e-3, **changes: object) -> DPOConfig:
+    values = {
+        "loss": DPOLoss.sigmoid,
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "num_epochs": 2,
+        "batch_size": 4,
+        "validation_frac": 0.1,
+        "human_frac": None,
+        "max_length": 64,
+        "checkpoint_every": 2,
+    }
+    return DPOConfig(optimizer=optimizer(learning_rate), **(values | changes))
 
 
 def ppo_config(learning_rate: float = 1e-3, **changes: object) -> PPOConfig:
@@ -94,6 +164,7 @@ def ppo_config(learning_rate: float = 1e-3, **changes: object) -> PPOConfig:
         "ppo_epochs": 2,
         "num_minibatches": 2,
         "kl_coef": 0.05,
+        "kl_where": KLPlace.reward,
         "kl_estimator": KLEstimator.k1,
         "kl_control": KLControl.fixed,
         "kl_target": 6.0,
@@ -104,10 +175,14 @@ def ppo_config(learning_rate: float = 1e-3, **changes: object) -> PPOConfig:
         "discount": 1.0,
         "gae_lambda": 0.95,
         "whiten_rewards": False,
+        "score_clip": None,
+        "at_cut": AtCut.terminal,
         "missing_eos_penalty": 1.0,
         "checkpoint_every": 1,
         "optimizer": optimizer(learning_rate),
+        "value_adapter": ValueAdapter.shared,
         "value_learning_rate": learning_rate,
+        "value_warmup_iterations": 0,
     }
     return PPOConfig(**(values | changes))
 
@@ -173,29 +248,63 @@ def sample_plainly(
     return samples
 
 
-def ppo_setup(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[PeftModel, Heads]:
-    """A model with adapters policy = reference (both not zero) and preference, and its heads."""
+def dpo_setup(dtype: torch.dtype = torch.float32, *, trained: LoRAConfig | None = LORA) -> Tuned:
+    """A model with roles policy = reference, both not the base."""
+    model = adapters.attach(tiny_model(dtype=dtype), trained, adapter="reference", seed=1)
+    scramble(model, "reference", torch.Generator().manual_seed(1))
+    adapters.copy_adapter(model, "reference", "policy")
+    return model
+
+
+def ppo_setup(
+    seed: int = 0, dtype: torch.dtype = torch.float32, *, trained: LoRAConfig | None = LORA
+) -> tuple[Tuned, ValueFunction]:
+    """A model with roles policy = reference and preference, none the base, and a value function."""
     base = tiny_model(dtype=dtype)
     # Llama starts its padding row, here the end of sequence, at zero: it would never be sampled.
     base.model.embed_tokens.weight.data[EOS_ID].normal_(
         0, 0.6, generator=torch.Generator().manual_seed(5)
     )
-    model = adapters.attach(base, lora(), adapter="reference", seed=seed)
-    adapters.add(model, lora(), "preference", seed + 1)
+    model = adapters.attach(base, trained, adapter="reference", seed=seed)
+    adapters.add(model, trained, "preference", seed + 1)
     generator = torch.Generator().manual_seed(seed)
     for name in ("reference", "preference"):
-        for layer in adapters.lora_layers(model, name).values():
-            layer.lora_B[name].weight.data.normal_(0, 0.05, generator=generator)
+        scramble(model, name, generator)
     adapters.copy_adapter(model, "reference", "policy")
+    return model, ValueFunction(adapter="policy", head=preference_head(seed).as_value_head())
+
+
+def own_value(model: Tuned, seed: int = 0) -> ValueFunction:
+    """A value function over a role of its own, which starts as the preference model."""
+    adapters.copy_adapter(model, "preference", "value")
+    return ValueFunction(adapter="value", head=preference_head(seed).as_value_head())
+
+
+def preference_head(seed: int = 0) -> ScoreHead:
+    """The score head that goes with the preference adapter of `ppo_setup`."""
     head = ScoreHead(32, seed=seed)
     head.linear.weight.data *= 3
-    return model, Heads(value=head.as_value_head(), preference=head)
+    return head
+
+
+def token_score(
+    model: Tuned, head: ScoreHead | None = None, *, micro_batch_size: int = 4
+) -> TokenScore:
+    """The score function of `ppo_setup`'s preference adapter; by default with its head."""
+    return functools.partial(
+        score_responses,
+        model,
+        preference_head() if head is None else head,
+        adapter="preference",
+        micro_batch_size=micro_batch_size,
+        pad_id=EOS_ID,
+    )
 
 
 class Sampler:
     """`sample(iteration)` for `train_ppo`: a pure function of the round and the policy."""
 
-    def __init__(self, model: PeftModel, config: PPOConfig, seed: int = 0) -> None:
+    def __init__(self, model: Tuned, config: PPOConfig, seed: int = 0) -> None:
         self.model = model
         self.config = config
         self.seed = seed

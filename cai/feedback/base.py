@@ -19,7 +19,15 @@ from cai.constitution import Constitution, Principle
 from cai.feedback.hygiene import shown, shown_turns
 from cai.feedback_config import FeedbackConfig
 from cai.seeds import derive_seed, python_rng
-from cai.types import Comparison, FeedbackCheck, Judgement, Message, Prompt, Unjudged
+from cai.types import (
+    Comparison,
+    FeedbackCheck,
+    Judgement,
+    Message,
+    PrincipleLabel,
+    Prompt,
+    Unjudged,
+)
 
 
 def label_of(prob_a: float, *, mode: LabelMode, clamp: float) -> float:
@@ -103,6 +111,16 @@ class Method(abc.ABC):
         prob_a = label_of(mean, mode=self.config.label, clamp=self.config.clamp)
         return prob_a, sum(weight for _, weight in combined) / len(combined)
 
+    def labels(self, cases: Sequence[Sequence[Judgement]]) -> tuple[PrincipleLabel, ...]:
+        """Label and weight that each case would have as a pair under its one principle."""
+        found = []
+        for judgements in cases:
+            prob_a, weight = self.label([judgements])
+            principle_id = judgements[0].principle_id
+            label = PrincipleLabel(principle_id=principle_id, prob_a=prob_a, weight=weight)
+            found.append(label)
+        return tuple(found)
+
     def held_out(self, checks: Sequence[FeedbackCheck]) -> HeldOut:
         """Labelled pairs, each combined by what was measured on the others; here, as they are."""
         return HeldOut(checks=list(checks), counts={})
@@ -169,6 +187,7 @@ class Feedback:
             response_b=pair.response_b,
             principle_ids=tuple(principle.id for principle in pair.principles),
             judgements=tuple(j for case in kept for j in case),
+            labels=self.method.labels(kept),
             prob_a=prob_a,
             weight=weight,
             unjudged=unjudged,

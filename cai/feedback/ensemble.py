@@ -176,8 +176,11 @@ class Ensemble(Method):
             others = self._with(_less(whole, own))
             comparison = check.comparison
             if comparison.judgements:
-                prob_a, weight = others.label(_cases(comparison))
-                comparison = dataclasses.replace(comparison, prob_a=prob_a, weight=weight)
+                cases = _cases(comparison)
+                prob_a, weight = others.label(cases)
+                comparison = dataclasses.replace(
+                    comparison, labels=others.labels(cases), prob_a=prob_a, weight=weight
+                )
             found.append(dataclasses.replace(check, comparison=comparison))
             counts.update(others.counts([comparison]))
         return HeldOut(checks=found, counts=dict(counts))

@@ -25,9 +25,6 @@ from cai.feedback_config import LikelihoodConfig
 from cai.tokens import ChatEncoder
 from cai.types import Message, Unjudged
 
-MAX_BATCH_TOKENS = 1024
-"""Padded tokens that are scored in one forward pass; limits the memory for logits."""
-
 
 class Likelihood(Method):
     """Scores both responses with and without the principle.
@@ -77,14 +74,8 @@ class Likelihood(Method):
         return rows
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        """Log-probability of each response, or its mean per token; rows of like length together."""
-        order = sorted(range(len(rows)), key=lambda row: sum(map(len, rows[row])))
-        scores = [0.0] * len(rows)
-        while order:
-            width = sum(map(len, rows[order[-1]]))
-            num = max(1, MAX_BATCH_TOKENS // width)
-            batch, order = order[-num:], order[:-num]
-            totals = self.engine.score([rows[i][0] for i in batch], [rows[i][1] for i in batch])
-            for i, total in zip(batch, totals, strict=True):
-                scores[i] = total / (len(rows[i][1]) if self.config.per_token else 1)
-        return scores
+        """Log-probability of each response, or its mean per token."""
+        totals = self.engine.score([prompt for prompt, _ in rows], [own for _, own in rows])
+        if not self.config.per_token:
+            return totals
+        return [total / len(own) for total, (_, own) in zip(totals, rows, strict=True)]

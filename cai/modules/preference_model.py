@@ -2,9 +2,11 @@
 
 The score is read at the last token of a response, its end-of-sequence token. Both sides of a pair
 are in one batch. The loss is the cross-entropy against the probability that the feedback model
-gave, weighted per pair (human comparisons can weigh more or less than AI comparisons) and
-normalised over the whole optimizer step. Departure from Bai et al. 2022a, app. A: no
-preference-model pretraining, and an adapter instead of all weights.
+gave, weighted per pair and divided by the step's number of pairs times the mean weight of all
+pairs. Divided by the step's own weights, a step that drew no human comparison would count as much
+as one that did, and their share of the weight (`human_frac`) would not be their share of the
+gradient. Departure from Bai et al. 2022a, app. A: no preference-model pretraining, and an adapter
+instead of all weights.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from peft import PeftModel
 
 from cai.adapters import forward_hidden
 from cai.batches import PairBatch
+from cai.full_weights import Tuned
 from cai.heads import ScoreHead
 from cai.losses import preference_loss
 from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
@@ -29,6 +31,7 @@ class PreferenceModule(LightningModule):
     Args:
         model: Base with adapters; `adapter` is active and the only trainable one.
         head: The score head, not calibrated yet.
+        mean_weight: Of all training pairs.
         adapter: The adapter that learns.
         config: Optimizer settings.
         total_steps: Optimizer steps of the whole training.
@@ -37,9 +40,10 @@ class PreferenceModule(LightningModule):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: Tuned,
         *,
         head: ScoreHead,
+        mean_weight: float,
         adapter: str,
         config: PreferenceModelConfig,
         total_steps: int,
@@ -53,6 +57,7 @@ class PreferenceModule(LightningModule):
         # Differences of scores do not contain it: its gradient is rounding noise, which Adam would
         # blow up to steps of full size.
         head.linear.bias.requires_grad_(False)
+        self.mean_weight = mean_weight
         self.adapter = adapter
         self.config = config
         self.total_steps = total_steps
@@ -64,10 +69,11 @@ class PreferenceModule(LightningModule):
 
     def training_step(self, batch: list[PairBatch], batch_idx: int) -> dict[str, Any]:
         """One optimizer step on one batch, given in micro-batches."""
-        total_weight = sum(micro.total_weight for micro in batch)
-        if total_weight == 0:
+        weight = sum(micro.total_weight for micro in batch)
+        if weight == 0:
             # Adam's momentum would move the weights without a gradient.
             return {"metrics": {"train/weight": 0.0}}
+        num_pairs = sum(len(micro.prob_a_P) for micro in batch)
         loss = torch.zeros((), device=self.device)
         margins, labels = [], []
         for micro in batch:
@@ -79,7 +85,7 @@ class PreferenceModule(LightningModule):
                 scores_b,
                 prob_a_P=micro.prob_a_P,
                 weight_P=micro.weight_P,
-                total_weight=total_weight,
+                total_weight=num_pairs * self.mean_weight,
             )
             self.manual_backward(part)
             loss += part.detach()
@@ -96,7 +102,7 @@ class PreferenceModule(LightningModule):
         )
         metrics = {
             "train/loss": float(loss),
-            "train/weight": total_weight,
+            "train/weight": weight,
             "train/grad_norm": grad_norm,
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }

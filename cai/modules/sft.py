@@ -2,8 +2,9 @@
 
 Only response tokens are learned, the end-of-sequence token included; the loss is their mean
 negative log-likelihood over the whole optimizer step, whatever the micro-batches. Departure from
-the paper: an adapter on a frozen instruct model instead of all weights of a pretrained one, and
-the learning rate is a setting instead of half the pretraining rate.
+the paper: an adapter on a frozen instruct model (or all its weights, `model.adapter=none`) instead
+of all weights of a pretrained one, and the learning rate is a setting instead of half the
+pretraining rate.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from peft import PeftModel
 
 from cai.adapters import forward_hidden
 from cai.batches import TokenBatch
+from cai.full_weights import Tuned
 from cai.heads import token_logprobs
 from cai.losses import sft_loss
 from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
@@ -35,7 +36,7 @@ class SFTModule(LightningModule):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: Tuned,
         *,
         adapter: str,
         config: SLPolicyConfig,
@@ -69,7 +70,11 @@ class SFTModule(LightningModule):
                     self.model, micro.ids_BS, micro.mask_BS, adapter=self.adapter
                 )
                 said = token_logprobs(
-                    self.model, micro.states(hidden), micro.targets_N, temperature=1.0
+                    self.model,
+                    micro.states(hidden),
+                    micro.targets_N,
+                    adapter=self.adapter,
+                    temperature=1.0,
                 )
                 part = sft_loss(said.logprob_N, num_tokens=num_tokens)
                 self.manual_backward(part)

@@ -2,8 +2,8 @@
 
 Departures from the paper: both presentation orders of a comparison are averaged (switch
 `feedback.both_orders`), no human helpfulness comparisons are mixed in unless
-`data.human_comparisons` names some, and the preference model starts from the policy's base without
-preference pretraining.
+`data.human_comparisons` names some, and the preference model starts without preference pretraining,
+from the policy's base unless `preference_base` names another.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from cai.artifacts import Artifact
 from cai.config import RLAIFConfig
 from cai.context import RunContext
-from cai.feedback.labelled import labelled_set
 from cai.phases import sl_cai
 from cai.phases.sl_cai import Inputs
-from cai.stages import comparisons, evaluation, sampling, training
+from cai.stages import comparisons, evaluation
 from cai.stages.controls import Controls
+from cai.stages.policy import check_value_adapter
 from cai.stages.policy import policy as rl_policy
+from cai.stages.preference_model import PreferenceModel
+from cai.stages.preference_model import preference_model as trained_preference_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class Outputs:
     pairs: Artifact
     feedback: comparisons.Checked
     comparisons: Artifact
-    preference_model: Artifact
+    preference_model: PreferenceModel
     policy: Artifact
     evaluation: evaluation.Evaluation
     controls: Controls | None
@@ -37,36 +39,18 @@ class Outputs:
 
 def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
     """Train the RL-CAI policy and measure it against the SL-CAI policy and the base."""
-    num_prompts = config.prompts.num_red_team
-    labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
-    trained = sl_cai.train(config, inputs, context)
-    pairs = sampling.pairs(
+    check_value_adapter(config.ppo, model=inputs.model, preference_base=config.preference_base)
+    compared = sl_cai.compare(config, inputs, context)
+    trained = compared.trained
+    preference_model = trained_preference_model(
         context,
-        model=inputs.model,
-        config=config.pairs,
-        source=trained.prompts,
-        sl_policy=trained.sl_policy,
-        num=num_prompts,
-    )
-    judge = sl_cai.judge_of(config.feedback_model, inputs, context)
-    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
-    comparisons.pass_gate(context, judge=judge, checked=checked)
-    judge = judge.measured(checked)
-    compared = comparisons.comparisons(
-        context,
-        judge=judge,
-        config=config.comparisons,
-        pairs=pairs,
-        num=num_prompts * config.pairs.pairs_per_prompt,
-    )
-    preference_model = training.preference_model(
-        context,
-        model=inputs.model,
+        model=config.preference_base or inputs.model,
         config=config.preference_model,
-        comparisons=compared,
-        pairs=pairs,
+        principles=inputs.principles,
+        comparisons=compared.comparisons,
+        pairs=compared.pairs,
         human=inputs.data.human_comparisons,
-        num=num_prompts * config.pairs.pairs_per_prompt,
+        num=compared.num,
     )
     policy = rl_policy(
         context,
@@ -86,13 +70,13 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         preference_model=preference_model,
     )
     controlled = sl_cai.control(
-        config, inputs, context, judge=judge, base=measured.responses["base"]
+        config, inputs, context, judge=compared.judge, base=measured.responses["base"]
     )
     return Outputs(
         trained=trained,
-        pairs=pairs,
-        feedback=checked,
-        comparisons=compared,
+        pairs=compared.pairs,
+        feedback=compared.feedback,
+        comparisons=compared.comparisons,
         preference_model=preference_model,
         policy=policy,
         evaluation=measured,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cai.artifacts import Artifact
 from cai.choices import PrincipleSampling, RevisionsUsed
-from cai.config import DataConfig, EvaluationConfig, SLCAIConfig
+from cai.config import ComparedConfig, DataConfig, EvaluationConfig, SLCAIConfig
 from cai.context import RunContext
 from cai.feedback.labelled import labelled_set
 from cai.feedback_config import FeedbackConfig
@@ -111,6 +111,54 @@ def judge_of(model: ModelConfig, inputs: Inputs, context: RunContext) -> Judge:
         model=model,
         sampling=inputs.principles,
         fitted=fitted(context, feedback=inputs.feedback, model=model),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Phase 1 and the AI comparisons of its samples."""
+
+    trained: Trained
+    pairs: Artifact
+    judge: Judge
+    """The feedback, measured."""
+    feedback: Checked
+    comparisons: Artifact
+    num: int
+    """Comparisons that were asked for."""
+
+
+def compare(config: ComparedConfig, inputs: Inputs, context: RunContext) -> Compared:
+    """Phase 1 and AI comparisons; everything that learns from them begins with these stages.
+
+    Raises:
+        UserError: when the feedback does not pass its gate.
+    """
+    labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
+    trained = train(config, inputs, context)
+    pairs = sampling.pairs(
+        context,
+        model=inputs.model,
+        config=config.pairs,
+        source=trained.prompts,
+        sl_policy=trained.sl_policy,
+        num=config.prompts.num_red_team,
+    )
+    judge = judge_of(config.feedback_model, inputs, context)
+    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
+    comparisons.pass_gate(context, judge=judge, checked=checked)
+    judge = judge.measured(checked)
+    num = config.prompts.num_red_team * config.pairs.pairs_per_prompt
+    compared = comparisons.comparisons(
+        context, judge=judge, config=config.comparisons, pairs=pairs, num=num
+    )
+    return Compared(
+        trained=trained,
+        pairs=pairs,
+        judge=judge,
+        feedback=checked,
+        comparisons=compared,
+        num=num,
     )
 
 

@@ -33,7 +33,7 @@ def judge_attacks(context: RunContext, *, judge: Judge) -> Artifact:
     return context.run(
         Stage(
             name="judge_attacks",
-            version=1,
+            version=2,
             config={"num": len(attacks)},
             inputs=judge.inputs(),
             identity=judge.identity(context) | {"attacks": file_sha256(attacks_path())},

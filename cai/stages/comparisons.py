@@ -121,7 +121,7 @@ def feedback_check(context: RunContext, *, judge: Judge, labelled: LabelledSet) 
     artifact = context.run(
         Stage(
             name=CHECK,
-            version=3,
+            version=4,
             config={"num": len(labelled.pairs)},
             inputs=judge.inputs(),
             identity=judge.identity(context) | {"labelled": labelled.identity},
@@ -200,7 +200,7 @@ def comparisons(
     return context.run(
         Stage(
             name="comparisons",
-            version=3,
+            version=4,
             config=config,
             inputs={"pairs": pairs, **judge.inputs()},
             identity=judge.identity(context),

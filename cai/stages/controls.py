@@ -266,7 +266,7 @@ def control_comparisons(
     return context.run(
         Stage(
             name="control_comparisons",
-            version=1,
+            version=2,
             config={"num": num},
             inputs={"controls": controls, **judge.inputs()},
             identity=judge.identity(context),

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cai.artifacts import Artifact, Work, in_shards
 from cai.config import EvaluationConfig, PromptsConfig
 from cai.context import RunContext, Stage
 from cai.evaluation import is_refusal, mean_logprobs
 from cai.feedback.labelled import Labelled, constitution_tests
-from cai.feedback.measures import a_is_longer
 from cai.model_config import ModelConfig
 from cai.models import role_key
+from cai.scoring import Row, Scorer
 from cai.stages import sampling
-from cai.stages.training import Score, scorer
-from cai.types import Evaluated, LikelihoodTest, Response, ScoredPair
+from cai.stages.preference_model import PreferenceModel, scored_pairs
+from cai.types import Evaluated, LikelihoodTest, PreferencePair, PreferencePrediction, Response
 
 PM_TESTS = "pm_tests.jsonl"
 TESTS_PER_SHARD = 4
@@ -86,7 +87,7 @@ def likelihoods(
     return context.run(
         Stage(
             name="likelihoods",
-            version=2,
+            version=3,
             config={"num_tests": config.num_tests},
             inputs={"adapter": adapter} if adapter else {},
             identity={
@@ -100,20 +101,21 @@ def likelihoods(
     )
 
 
-def _scored_tests(score: Score, tests: Sequence[Labelled]) -> list[ScoredPair]:
+def _scored_tests(scorer: Scorer, tests: Sequence[Labelled]) -> list[PreferencePrediction]:
     """Principle tests under the preference model, which never saw them; a is the better one."""
-    scores = score([(test.messages, text) for test in tests for text in (test.better, test.worse)])
-    return [
-        ScoredPair(
-            name=test.name,
-            principle_ids=(test.principle.id,) if test.principle else (),
+    pairs = [
+        PreferencePair(
+            messages=test.messages,
+            response_a=test.better,
+            response_b=test.worse,
             prob_a=1.0,
-            score_a=scores[2 * row],
-            score_b=scores[2 * row + 1],
-            a_is_longer=a_is_longer(test.better, test.worse),
+            weight=1.0,
+            source="test",
+            principle_ids=(test.principle.id,) if test.principle else (),
         )
-        for row, test in enumerate(tests)
+        for test in tests
     ]
+    return scored_pairs(scorer, pairs, [test.name for test in tests])
 
 
 def _evaluated(
@@ -122,7 +124,7 @@ def _evaluated(
     model: ModelConfig,
     config: EvaluationConfig,
     responses: dict[str, Artifact],
-    preference_model: Artifact | None,
+    preference_model: PreferenceModel | None,
 ) -> Artifact:
     tests = constitution_tests(context.constitution, num=config.num_tests, seed=context.seed)
 
@@ -130,26 +132,34 @@ def _evaluated(
         rows = [row for artifact in responses.values() for row in artifact.records(Response)]
         scores: list[float | None] = [None] * len(rows)
         if preference_model:
-            with scorer(context, model=model, preference_model=preference_model) as score:
-                scores = list(score([(row.prompt.messages, row.sample.text) for row in rows]))
-                work.write_records(_scored_tests(score, tests), PM_TESTS)
+            asked = [Row(messages=r.prompt.messages, response=r.sample.text) for r in rows]
+            with preference_model.scorer(context) as scorer:
+                scores = scorer.texts(asked)
+                work.write_records(_scored_tests(scorer, tests), PM_TESTS)
         records = [
             Evaluated(response=row, score=value, refusal=is_refusal(row.sample.text))
             for row, value in zip(rows, scores, strict=True)
         ]
         work.write_records(records)
         work.counts = {"responses": len(records), "refusals": sum(r.refusal for r in records)}
+        if preference_model:
+            work.counts["not_scored"] = scores.count(None)
 
+    identity: dict[str, Any] = {
+        "model": role_key(model),
+        "constitution": context.constitution.digest,
+    }
     inputs = {f"responses_{name}": artifact for name, artifact in responses.items()}
     if preference_model:
-        inputs["preference_model"] = preference_model
+        inputs["preference_model"] = preference_model.artifact
+        identity["preference_model"] = preference_model.identity()
     return context.run(
         Stage(
             name="evaluation",
-            version=2,
+            version=3,
             config={"num_tests": config.num_tests},
             inputs=inputs,
-            identity={"model": role_key(model), "constitution": context.constitution.digest},
+            identity=identity,
             expect={"policies": len(responses)},
             run=run,
         )
@@ -164,7 +174,7 @@ def evaluate(
     counts: PromptsConfig,
     prompts: Artifact,
     policies: dict[str, Artifact | None],
-    preference_model: Artifact | None,
+    preference_model: PreferenceModel | None,
 ) -> Evaluation:
     """Responses and likelihoods of every policy, then all of them side by side."""
     num = counts.num_eval_red_team + counts.num_eval_helpfulness + counts.num_eval_benign

@@ -6,21 +6,25 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from cai import adapters, training
 from cai.artifacts import Artifact, Work, write_atomically
+from cai.choices import ValueAdapter
 from cai.context import RunContext, Stage
-from cai.errors import UserError
+from cai.errors import ConfigError, UserError
+from cai.full_weights import Tuned
+from cai.heads import ScoreHead
 from cai.model_config import ModelConfig
-from cai.models import POLICY, PREFERENCE, REFERENCE, BaseModel
-from cai.rollout import Heads, RolloutBatch, Sampled
+from cai.models import POLICY, REFERENCE, VALUE, BaseModel, identity
+from cai.rollout import RolloutBatch, Sampled, ValueFunction
+from cai.scoring import Scorer
 from cai.seeds import derive_seed, python_rng
+from cai.stages.preference_model import PreferenceModel
 from cai.stages.sampling import training_prompts
 from cai.stages.training import ADAPTER, detached, reported, save, training_identity
 from cai.training_config import PPOConfig
-from cai.types import Prompt, PromptKind, Rollout, Sample, dump_line
+from cai.types import Message, Prompt, PromptKind, Rollout, Sample, dump_line, parse_lines
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -58,7 +62,7 @@ class _Sampler:
     """Samples each round from a merged copy of the policy and keeps what it sampled."""
 
     base: BaseModel
-    model: PeftModel
+    model: Tuned
     red_team: list[Prompt]
     helpful: list[Prompt]
     config: PPOConfig
@@ -123,9 +127,77 @@ class _Sampler:
         ]
         write_atomically(self.folder / f"{iteration:05d}.jsonl", "".join(lines).encode("ascii"))
 
+    def conversations(self) -> dict[tuple[int, ...], tuple[Message, ...]]:
+        """Every prompt's conversation by its token ids."""
+        pool = [*self.red_team, *self.helpful]
+        return {tuple(self.base.prompt_ids(p.messages)): p.messages for p in pool}
+
     def collect(self) -> bytes:
         """All rounds' rollouts."""
         return b"".join(path.read_bytes() for path in sorted(self.folder.glob("*.jsonl")))
+
+
+def check_value_adapter(
+    config: PPOConfig, *, model: ModelConfig, preference_base: ModelConfig | None
+) -> None:
+    """See that there will be a preference adapter for a value adapter to start from.
+
+    Raises:
+        ConfigError: when the preference model is to be trained on another base.
+    """
+    if config.value_adapter is ValueAdapter.shared or preference_base is None:
+        return
+    if identity(preference_base) != identity(model):
+        raise ConfigError(
+            "phase.ppo.value_adapter=own: the value function starts as a copy of the preference "
+            f"model's adapter, and phase.preference_base={preference_base.name} has other weights "
+            f"than the policy's model={model.name}. Type phase.ppo.value_adapter=shared"
+        )
+
+
+def _value_function(
+    config: PPOConfig, base: BaseModel, model: Tuned, scorer: Scorer, *, seed: int
+) -> ValueFunction:
+    """The value function before training: the preference model's, as far as it is of this base.
+
+    With an adapter of its own it is the preference score (of the first member of an ensemble) at
+    every token. On the policy's adapter it is the preference head there, or 0 when the
+    preference model has another base.
+    """
+    member = scorer.members[0]
+    if config.value_adapter is ValueAdapter.own:
+        adapters.copy_adapter(model, member.adapter, VALUE)
+        return ValueFunction(adapter=VALUE, head=member.head.as_value_head())
+    if scorer.reader.base.sha256 == base.sha256:
+        return ValueFunction(adapter=POLICY, head=member.head.as_value_head())
+    size = base.model.config.get_text_config().hidden_size
+    head = ScoreHead(size, seed=seed).zeroed().to(base.model.device)
+    return ValueFunction(adapter=POLICY, head=head)
+
+
+def _fitting(
+    prompts: Sequence[Prompt], base: BaseModel, scorer: Scorer, max_new_tokens: int
+) -> list[Prompt]:
+    """Prompts that leave room for a response, in the policy's context and the preference model's.
+
+    The latter reads an end-of-sequence token more.
+    """
+    fits = base.generator(base.model).fits
+    return [
+        prompt
+        for prompt in prompts
+        if fits(base.prompt_ids(prompt.messages), max_new_tokens)
+        and scorer.reader.room(prompt.messages) > max_new_tokens
+    ]
+
+
+def _num_not_text(rollouts: bytes) -> int:
+    """Sampled responses that were no text, such as one cut inside a character.
+
+    A preference model of another base reads them with a replacement character.
+    """
+    found = parse_lines(Rollout, rollouts.decode("ascii"), ROLLOUTS)
+    return sum("\ufffd" in rollout.sample.text for rollout in found)
 
 
 def policy(
@@ -135,7 +207,7 @@ def policy(
     config: PPOConfig,
     prompts: Artifact,
     sl_policy: Artifact,
-    preference_model: Artifact,
+    preference_model: PreferenceModel,
 ) -> Artifact:
     """The RL-CAI policy: PPO against the preference model, with a KL penalty to SL-CAI."""
 
@@ -148,26 +220,19 @@ def policy(
             adapter=REFERENCE,
             base_sha256=base.sha256,
         )
-        with detached(tuned):
-            folder = preference_model.verified_folder() / ADAPTER
-            adapters.load_adapter(tuned, folder, adapter=PREFERENCE, base_sha256=base.sha256)
-            adapters.add(tuned, model.lora, POLICY, seed)
+        with detached(tuned), preference_model.beside(context, base, tuned) as scorer:
+            adapters.add(tuned, model.trained, POLICY, seed)
             adapters.copy_adapter(tuned, REFERENCE, POLICY)
-            head = adapters.load_head(folder).to(base.model.device)
-            fits = base.generator(base.model).fits
             pools = [
-                [
-                    prompt
-                    for prompt in training_prompts(prompts, kind)
-                    if fits(base.prompt_ids(prompt.messages), config.max_new_tokens)
-                ]
+                _fitting(training_prompts(prompts, kind), base, scorer, config.max_new_tokens)
                 for kind in (PromptKind.red_team, PromptKind.helpfulness)
             ]
             if not pools[0]:
                 raise UserError(
                     "policy: no red-team prompt leaves room for phase.ppo.max_new_tokens="
-                    f"{config.max_new_tokens} in model.max_context={model.max_context}; type a "
-                    "smaller one or a larger other"
+                    f"{config.max_new_tokens} in model.max_context={model.max_context} and in the "
+                    f"preference model's {preference_model.model.max_context}; type a smaller one "
+                    "or a larger other"
                 )
             sampler = _Sampler(
                 base=base,
@@ -189,10 +254,10 @@ def policy(
             ) as on_step:
                 training.train_ppo(
                     tuned,
-                    heads=Heads(value=head.as_value_head(), preference=head),
+                    value=_value_function(config, base, tuned, scorer, seed=seed),
                     policy_adapter=POLICY,
                     reference_adapter=REFERENCE,
-                    preference_adapter=PREFERENCE,
+                    score=scorer.tokens(base, sampler.conversations()),
                     sample=sampler.sample,
                     config=config,
                     seed=seed,
@@ -204,23 +269,26 @@ def policy(
                     stage="policy",
                 )
             save(base, tuned, POLICY, work)
-            write_atomically(work.folder / ROLLOUTS, sampler.collect())
+            rollouts = sampler.collect()
+            write_atomically(work.folder / ROLLOUTS, rollouts)
         work.counts = {
             "rounds": config.num_iterations,
             "rollouts": config.num_iterations * config.rollouts_per_iteration,
         }
+        if scorer.reader.base.sha256 != base.sha256:
+            work.counts["not_text"] = _num_not_text(rollouts)
 
     return context.run(
         Stage(
             name="policy",
-            version=1,
+            version=2,
             config=config,
             inputs={
                 "prompts": prompts,
                 "sl_policy": sl_policy,
-                "preference_model": preference_model,
+                "preference_model": preference_model.artifact,
             },
-            identity=training_identity(model),
+            identity=training_identity(model) | preference_model.identity(),
             expect={
                 "rollouts": config.num_iterations * config.rollouts_per_iteration,
                 "rounds": config.num_iterations,

@@ -2,7 +2,7 @@
 
 `prompts` draws what the run works on; `drafts` and `helpfulness` sample the base on training
 prompts (Bai et al. 2022, sec. 3.1), `pairs` samples the SL-CAI policy (sec. 4.1), `responses`
-samples any policy on held-out prompts. Every row has its own random stream, derived from the seed,
+samples any policy on held-out prompts, `audit_pairs` the base on prompts of every kind. Every row has its own random stream, derived from the seed,
 the stage, the prompt and the row's number.
 """
 
@@ -111,8 +111,12 @@ def _sampling_stage(
     choose: Callable[[], Sequence[Prompt]],
     num_prompts: int,
     per_prompt: int = 1,
+    chosen: dict[str, int] | None = None,
 ) -> Artifact:
-    """Sample `per_prompt` responses to each chosen prompt of a `prompts` artifact."""
+    """Sample `per_prompt` responses to each chosen prompt of a `prompts` artifact.
+
+    `chosen` is for the digest: what decides the choice where it is not all prompts of a kind.
+    """
 
     def run(work: Work) -> None:
         requests = [
@@ -167,7 +171,8 @@ def _sampling_stage(
         Stage(
             name=name,
             version=1,
-            config={"sampling": dataclasses.asdict(config), "per_prompt": per_prompt},
+            config={"sampling": dataclasses.asdict(config), "per_prompt": per_prompt}
+            | (chosen or {}),
             inputs=inputs,
             identity={"model": role_key(model), "policy": policy},
             expect={"responses": num_prompts * per_prompt},
@@ -243,6 +248,33 @@ def pairs(
         num_prompts=num,
         per_prompt=2 * config.pairs_per_prompt,
     )
+
+
+def audit_pairs(
+    context: RunContext, *, model: ModelConfig, config: SamplingConfig, source: Artifact, num: int
+) -> Artifact:
+    """Two responses of the base model to each of `num` prompts, of every kind alike."""
+    return _sampling_stage(
+        context,
+        name="audit_pairs",
+        policy="base",
+        model=model,
+        adapter=None,
+        config=config,
+        source=source,
+        choose=lambda: spread(source.records(Prompt, TRAIN) + source.records(Prompt, EVALUATION),
+                              num),
+        num_prompts=num,
+        per_prompt=2,
+        chosen={"num": num},
+    )
+
+
+def spread(prompts: Sequence[Prompt], num: int) -> list[Prompt]:
+    """The first `num` prompts, one of each kind in turn while there are any of it."""
+    queues = [[prompt for prompt in prompts if prompt.kind is kind] for kind in PromptKind]
+    rounds = max(map(len, queues), default=0)
+    return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)][:num]
 
 
 def responses(

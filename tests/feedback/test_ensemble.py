@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from cai import paths
-from cai.choices import Gate, LabelMode, ModelSource, PrincipleSampling, Vote
+from cai.choices import Adapter, Gate, LabelMode, ModelSource, PrincipleSampling, Vote
 from cai.constitution import Constitution
 from cai.errors import ConfigError
 from cai.feedback.base import Case, Feedback, Judged, Method, Pair
@@ -235,7 +235,9 @@ def test_a_labelled_pair_is_combined_by_what_was_measured_on_the_others(
     held_out = method.held_out(found)
     # Without the first, each is right on 1 of 2: log(2 / 2) = 0, so the plain mean (.8 + .6) / 2.
     # Without the second, x is right on 1 of 2 and y on 2 of 2: only y has a say. The third: only x.
-    assert [c.comparison.prob_a for c in held_out.checks] == pytest.approx([0.7, 0.3, 0.4])
+    compared = [check.comparison for check in held_out.checks]
+    assert [c.prob_a for c in compared] == pytest.approx([0.7, 0.3, 0.4])
+    assert [c.labels[0].prob_a for c in compared] == pytest.approx([0.7, 0.3, 0.4])
     assert held_out.counts == {"plain_mean": 1}
     assert [c.name for c in held_out.checks] == [c.name for c in found]
     # With their own labels known, both are right on 2 of 3 and all three would come out otherwise.
@@ -322,6 +324,7 @@ def model_config(path: Path, name: str = "m") -> ModelConfig:
         revision=None,
         max_context=100,
         system_prompt=None,
+        adapter=Adapter.lora,
         lora=lora(),
         engine=engine(),
     )

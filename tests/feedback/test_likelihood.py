@@ -9,7 +9,7 @@ import torch
 from cai.choices import Contrast
 from cai.constitution import Constitution
 from cai.feedback.base import same_position
-from cai.feedback.likelihood import MAX_BATCH_TOKENS, Likelihood
+from cai.feedback.likelihood import Likelihood
 from cai.feedback.wording import PLAIN_SYSTEM, following, opposing
 from cai.feedback_config import LikelihoodConfig
 from cai.types import Message, Unjudged
@@ -146,12 +146,12 @@ def test_how_cases_are_batched_changes_nothing(medical: Constitution) -> None:
     assert [j.value_a for j in together] == pytest.approx([j.value_a for j in alone], abs=2e-3)
 
 
-def test_batches_are_sorted_bounded_and_put_back_in_order(medical: Constitution) -> None:
-    shapes = []
+def test_all_texts_of_a_shard_are_scored_at_once_and_told_apart(medical: Constitution) -> None:
+    calls = []
 
     class Recorder(ScriptedGenerator):
         def score(self, prompts, continuations):
-            shapes.append([len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)])
+            calls.append(len(prompts))
             return super().score(prompts, continuations)
 
     engine = Recorder(
@@ -162,10 +162,7 @@ def test_batches_are_sorted_bounded_and_put_back_in_order(medical: Constitution)
     cases = [case(medical, a, b, number=i) for i, (a, b) in enumerate(texts)]
     found = judgements(likelihood(engine).judge(cases))
     assert [(-j.value_a, -j.value_b) for j in found] == [(len(a), len(b)) for a, b in texts]
-    assert all(len(rows) * max(rows) <= MAX_BATCH_TOKENS or len(rows) == 1 for rows in shapes)
-    assert sorted(n for rows in shapes for n in rows) == [
-        n for rows in reversed(shapes) for n in rows
-    ]
+    assert calls == [4 * 8]
 
 
 def test_a_case_too_long_for_the_context_has_no_judgement(medical: Constitution) -> None:

@@ -64,6 +64,7 @@ def check(
         response_b="w" * lengths[1],
         principle_ids=(principle,),
         judgements=judgements,
+        labels=(),
         prob_a=prob_a,
         weight=1.0,
         unjudged=unjudged,

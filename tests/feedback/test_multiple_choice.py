@@ -252,6 +252,10 @@ def test_several_principles_are_different_and_averaged(medical: Constitution) ->
     # sigmoid(2) = 0.880797, sigmoid(-1) = 0.268941; mean 0.574869.
     assert comparison.prob_a == pytest.approx(0.574869, abs=1e-6)
     assert comparison.principle_ids == (first.id, second.id)
+    assert [label.principle_id for label in comparison.labels] == [first.id, second.id]
+    assert [label.prob_a for label in comparison.labels] == pytest.approx(
+        [0.880797, 0.268941], abs=1e-6
+    )
     drawn = medical.draw_several(random.Random(0), num=5, weighted=True)
     assert len({p.id for p in drawn}) == 5
     alone = medical.draw_several(random.Random(0), num=1, weighted=True)

@@ -6,7 +6,7 @@ import torch
 from cai import adapters
 from cai.heads import ScoreHead
 from cai.loaders import PairExample
-from cai.rollout import score_responses
+from cai.scoring import score_responses
 from cai.training import train_preference_model
 from tests.tiny import hardware, lora, pair_examples, pm_config, tiny_model
 
@@ -59,6 +59,23 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_step(tmp_path):
     _, _, reported = train(tmp_path, pairs, config=pm_config(num_epochs=1))
     expected = float((weights * nll).sum() / weights.sum())
     assert reported[1]["train/loss"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_pairs_share_of_the_weight_is_its_share_of_an_epochs_loss(tmp_path, batch_size):
+    weights = [4.0, 0.5, 0.5, 1.0, 0.25, 2.0]
+    pairs = [
+        dataclasses.replace(pair, weight=weight)
+        for pair, weight in zip(pair_examples(6), weights, strict=True)
+    ]
+    config = pm_config(0.0, num_epochs=1, batch_size=batch_size)
+    _, _, reported = train(tmp_path / "steps", pairs, config=config)
+    config = pm_config(0.0, num_epochs=1, batch_size=6)
+    _, _, whole = train(tmp_path / "whole", pairs, config=config)
+    # Nothing is learned, so each step's loss is its own pairs' part of the weighted mean.
+    losses = [metrics["train/loss"] for metrics in reported.values()]
+    assert sum(losses) * batch_size / 6 == pytest.approx(whole[1]["train/loss"], abs=1e-5)
+    assert sum(m["train/weight"] for m in reported.values()) == pytest.approx(sum(weights))
 
 
 def swapped(pair):

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cai.types import Comparison, RevisionChain, parse_lines
 from tests.runs import Finished, artifact_bytes, run, tiny_arguments
@@ -81,7 +83,11 @@ def test_metrics_are_flat_finite_numbers(whole: Finished) -> None:
         "feedback/accuracy",
         "feedback/position_same_rate",
         "feedback/ece",
-        "pm/accuracy",
+        "preference_model/accuracy",
+        "preference_model/cross_entropy_high",
+        "preference_model/label_entropy",
+        "preference_model/ece",
+        "preference_model/brier",
         "eval/rl_cai/red_team/refusal_rate",
         "eval/base/likelihood_accuracy",
         "critique/vs_uncritiqued",
@@ -119,11 +125,33 @@ def test_the_same_command_again_recomputes_nothing(whole: Finished, tiny_folder:
     assert artifact_bytes(whole.folder) == before
 
 
-def test_another_kl_coef_re_runs_the_policy_and_what_follows(
+OTHER_PPO = (
+    "phase.ppo.kl_coef=0.5",
+    "phase.ppo.kl_where=loss",
+    "phase.ppo.kl_estimator=k2",
+    "phase.ppo.at_cut=bootstrap",
+    "phase.ppo.missing_eos_penalty=0",
+    "phase.ppo.value_adapter=own",
+    "phase.ppo.value_warmup_iterations=1",
+)
+
+
+def test_other_settings_of_ppo_re_run_the_policy_and_what_follows(
     whole: Finished, tiny_folder: Path
 ) -> None:
-    other = run(whole.folder, *tiny_arguments(tiny_folder), "phase.ppo.kl_coef=0.5")
+    store = whole.folder / "outputs/store"
+    before = set(store.glob("policy/*/"))
+    other = run(whole.folder, *tiny_arguments(tiny_folder), *OTHER_PPO)
     assert other.code == 0, other.output
+    (made,) = set(store.glob("policy/*/")) - before
+    # The value function was for training: what is exported is one adapter, the policy's.
+    (sl_policy,) = store.glob("sl_policy/*/")
+    exported, start = (
+        load_file(folder / "adapter/adapter_model.safetensors") for folder in (made, sl_policy)
+    )
+    assert exported.keys() == start.keys()
+    assert any(not torch.equal(exported[name], start[name]) for name in start)
+    assert not (made / "adapter/head.safetensors").exists()
     statuses = other.statuses()
     for stage in STAGES[:9]:
         assert statuses[stage] == ["reused"]
@@ -265,7 +293,7 @@ def test_human_comparisons_are_mixed_in_when_given(
         f"data.human_comparisons.path={path}",
         "data.human_comparisons.format=jsonl",
         "data.human_comparisons.prompt_column=prompt",
-        "phase.preference_model.human_weight=2",
+        "phase.preference_model.human_frac=0.5",
     )
     assert mixed.code == 0, mixed.output
     assert mixed.statuses()["comparisons"] == ["reused"]

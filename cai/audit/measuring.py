@@ -1,0 +1,224 @@
+"""The measured part of an audit: which stages it runs, and the world around them.
+
+Two documents are each judged as a run under them would be: feedback that learns from a document's
+tests is trained on that document's, so an unchanged principle's labels may move a little, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cai import account, embedded, session
+from cai.artifacts import Artifact
+from cai.audit.labels import PairLabels
+from cai.audit.measured import Asked, Measured, VersionLabels, measure
+from cai.choices import ModelSource, PrincipleSampling
+from cai.config import AuditPhaseConfig, Config
+from cai.constitution import Constitution
+from cai.context import RunContext, StageResult, versions
+from cai.errors import UserError
+from cai.feedback.labelled import LabelledSet, constitution_tests
+from cai.job import Job
+from cai.model_config import ModelConfig
+from cai.models import dtype_of
+from cai.phases.audit import Outputs
+from cai.phases.sl_cai import judge_of
+from cai.phases.sl_cai import Inputs as JudgeInputs
+from cai.plan import plan_text
+from cai.roles import feedback_roles, name_of, roles
+from cai.stages import audit as stages
+from cai.stages import sampling
+from cai.stages.comparisons import feedback_check
+from cai.story import StageStory
+from cai.tracking import MemoryTracker, Tracker
+from cai.types import FeedbackCheck
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredRun:
+    """What was measured, and on what machine with what."""
+
+    measured: Measured
+    results: tuple[StageResult, ...]
+    models: dict[str, str]
+    hardware: str
+    peak_memory_bytes: int
+    versions: dict[str, str]
+    precision: str
+    threads: int
+
+    def stages(self) -> tuple[StageStory, ...]:
+        """For the report."""
+        return tuple(
+            StageStory(
+                name=result.name,
+                status=str(result.status),
+                seconds=result.seconds,
+                num_records=next(iter(result.counts.values()), None),
+                digest=result.artifact.digest[:16],
+            )
+            for result in self.results
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Version:
+    """One document's stages."""
+
+    constitution: Constitution
+    check: Artifact
+    labels: Artifact
+    wordings: Artifact | None
+
+
+def run(config: Config, job: Job, outputs: Outputs, tracker: Tracker) -> MeasuredRun:
+    """Label the pairs under every principle and measure.
+
+    Raises:
+        UserError: for everything that the user can put right.
+    """
+    with session.limits_told(config, job):
+        session.set_up(config)
+        _make_models(config)
+        document = outputs.document.constitution
+        context = session.open_context(config, job, document, tracker)
+        pairs, num = _pairs(config, context)
+        version = _version(config, context, pairs, num=num, wordings=config.audit.wordings)
+        before = None
+        if outputs.compared is not None:
+            other = dataclasses.replace(context, constitution=outputs.compared)
+            before = _version(config, other, pairs, num=num, wordings=False)
+        measured = measure(
+            _labels(version, config.constitution.sampling),
+            before=_labels(before, config.constitution.sampling) if before else None,
+            changes=outputs.changes,
+            asked=_asked(config),
+            config=config.audit,
+            seed=context.seed,
+        )
+        precision = str(dtype_of(context.hardware)).removeprefix("torch.")
+        threads = torch.get_num_threads()
+        return MeasuredRun(
+            measured=measured,
+            results=tuple(context.results),
+            models={role: name_of(asked) for role, asked in roles(config).items()},
+            hardware=f"{config.hardware.name}, {threads} threads, {precision}",
+            peak_memory_bytes=account.peak_memory(),
+            versions=versions(),
+            precision=precision,
+            threads=threads,
+        )
+
+
+def plan(config: Config, job: Job, document: Constitution, compared: Constitution | None) -> str:
+    """What would run: how many labels, and how long where such a stage ran before."""
+    session.set_up(config)
+    _make_models(config)
+    context = session.open_context(config, job, document, MemoryTracker())
+    pairs, num = _pairs(config, context)
+    _version(config, context, pairs, num=num, wordings=config.audit.wordings)
+    if compared is not None:
+        other = dataclasses.replace(context, constitution=compared)
+        _version(config, other, pairs, num=num, wordings=False)
+    return plan_text(context)
+
+
+def _make_models(config: Config) -> None:
+    for asked in roles(config).values():
+        if isinstance(asked, ModelConfig) and asked.source is ModelSource.embedded:
+            embedded.made(embedded.named(asked.path))
+
+
+def _pairs(config: Config, context: RunContext) -> tuple[Artifact, int]:
+    """The pairs, and how many of them are labelled."""
+    phase = _phase(config)
+    wanted = config.audit.num_pairs
+    if config.audit.pairs_from is not None:
+        artifact = stages.pairs_of_run(config.audit.pairs_from)
+        return artifact, min(wanted, artifact.manifest()["counts"]["responses"] // 2)
+    counts = dataclasses.asdict(phase.prompts)
+    if wanted > sum(counts.values()):
+        raise UserError(
+            f"audit.num_pairs={wanted}: a pair needs a prompt of its own, and there are "
+            f"{sum(counts.values())}; type audit.num_pairs={sum(counts.values())}, or a larger "
+            "phase.prompts.num_red_team"
+        )
+    prompts = sampling.prompts(
+        context, config=phase.prompts, sources=config.data, domain=config.constitution.domain
+    )
+    artifact = sampling.audit_pairs(
+        context, model=config.model, config=phase.sampling, source=prompts, num=wanted
+    )
+    return artifact, wanted
+
+
+def _phase(config: Config) -> AuditPhaseConfig:
+    assert isinstance(config.phase, AuditPhaseConfig)
+    return config.phase
+
+
+def _version(
+    config: Config, context: RunContext, pairs: Artifact, *, num: int, wordings: bool
+) -> _Version:
+    inputs = JudgeInputs(
+        model=config.model,
+        principles=config.constitution.sampling,
+        domain=config.constitution.domain,
+        data=config.data,
+        feedback=config.feedback,
+        evaluation=config.evaluation,
+    )
+    judge = judge_of(_phase(config).feedback_model, inputs, context)
+    checked = feedback_check(context, judge=judge, labelled=_tests(context))
+    judge = judge.measured(checked)
+    labelled = stages.labels(context, judge=judge, pairs=pairs, num=num)
+    others = stages.other_wordings(context, judge=judge, pairs=pairs, num=num) if wordings else None
+    return _Version(
+        constitution=context.constitution,
+        check=checked.artifact,
+        labels=labelled,
+        wordings=others,
+    )
+
+
+def _tests(context: RunContext) -> LabelledSet:
+    """All tests of the document, not the share of them that a training run asks."""
+    tests = constitution_tests(context.constitution, num=None, seed=context.seed)
+    return LabelledSet(
+        pairs=tuple(tests),
+        source="the constitution's own tests",
+        note=f"All {len(tests):,} tests, each judged under the principle that it tests.",
+        identity={"source": "tests"},
+    )
+
+
+def _labels(version: _Version, drawing: PrincipleSampling) -> VersionLabels:
+    plain = version.labels.records(PairLabels)
+    others = version.wordings.records(PairLabels) if version.wordings else ()
+    return VersionLabels(
+        constitution=version.constitution,
+        principles=stages.principles_of(version.constitution),
+        weights=tuple(
+            principle.weight if drawing is PrincipleSampling.weighted else 1.0
+            for principle in stages.principles_of(version.constitution)
+        ),
+        checks=tuple(version.check.records(FeedbackCheck)),
+        pairs=tuple(plain),
+        wordings=tuple(others),
+    )
+
+
+def _asked(config: Config) -> Asked:
+    judges = feedback_roles(config.feedback, _phase(config).feedback_model).values()
+    sampled = f"sampled from {config.model.name}"
+    return Asked(
+        method=config.feedback.method,
+        judge=", ".join(dict.fromkeys(map(name_of, judges))),
+        pairs=sampled
+        if config.audit.pairs_from is None
+        else f"of the run {Path(config.audit.pairs_from).name}",
+    )

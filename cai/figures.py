@@ -1,0 +1,157 @@
+"""The report's figures: which numbers of a story are drawn, and how a reader is to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cai.charts import (
+    Chart,
+    IntervalRow,
+    calibration_chart,
+    histogram,
+    interval_chart,
+    line_chart,
+    num_not_finite,
+)
+from cai.story import (
+    Curve,
+    DPOStory,
+    EvaluationStory,
+    FeedbackStory,
+    PreferenceModelStory,
+    RunStory,
+    label,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A chart with its words."""
+
+    title: str
+    note: str
+    chart: Chart | None
+    num_left_out: int = 0
+    """Values that are not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The figures of each chapter."""
+
+    sl_policy: tuple[Figure, ...]
+    feedback: tuple[Figure, ...]
+    preference_model: tuple[Figure, ...]
+    dpo: tuple[Figure, ...]
+    ppo: tuple[Figure, ...]
+    evaluation: tuple[Figure, ...]
+
+
+def figures_of(story: RunStory) -> Figures:
+    """Every figure that the story has numbers for."""
+    feedback, model = story.feedback, story.preference_model
+    return Figures(
+        sl_policy=_curves(story.sl_policy.curves if story.sl_policy else (), "sl"),
+        feedback=_feedback_figures(feedback) if feedback else (),
+        preference_model=_preference_figures(model) if model else (),
+        dpo=_dpo_figures(story.dpo) if story.dpo else (),
+        ppo=_curves(story.ppo.curves if story.ppo else (), "ppo"),
+        evaluation=_evaluation_figures(story.evaluation) if story.evaluation else (),
+    )
+
+
+def _curves(curves: Sequence[Curve], prefix: str) -> tuple[Figure, ...]:
+    return tuple(
+        Figure(
+            title=curve.title,
+            note=curve.note,
+            chart=line_chart(curve, key=f"{prefix}-{i}"),
+            num_left_out=num_not_finite(curve),
+        )
+        for i, curve in enumerate(curves)
+    )
+
+
+def _drawn(title: str, note: str, chart: Chart | None) -> tuple[Figure, ...]:
+    return (Figure(title=title, note=note, chart=chart),) if chart else ()
+
+
+def _feedback_figures(feedback: FeedbackStory) -> tuple[Figure, ...]:
+    tested = [
+        IntervalRow(name=group.name, estimate=group.accuracy)
+        for group in feedback.measured.by_principle
+        if group.accuracy is not None
+    ]
+    reliability = calibration_chart(
+        feedback.measured.bins,
+        key="feedback-bins",
+        x_label="stated confidence",
+        y_label="share correct",
+    )
+    labels = histogram(
+        feedback.comparisons.label_probabilities if feedback.comparisons else (),
+        key="feedback-labels",
+        x_label="P(response a preferred)",
+        y_label="comparisons",
+    )
+    by_principle = interval_chart(
+        tested, key="feedback-principles", x_label="accuracy on its pairs", reference=0.5
+    )
+    return (
+        *_drawn(
+            "Reliability of the feedback",
+            "On the dotted line, stated confidence is what comes true. Numbers are pairs per bin.",
+            reliability,
+        ),
+        *_drawn(
+            "Labels of the comparisons",
+            "A heap at 0.5 means that the feedback model hardly tells the responses apart.",
+            labels,
+        ),
+        *_drawn("Feedback accuracy by principle", "The dotted line is chance.", by_principle),
+    )
+
+
+def _preference_figures(model: PreferenceModelStory) -> tuple[Figure, ...]:
+    reliability = calibration_chart(
+        model.measured.bins,
+        key="pm-bins",
+        x_label="stated confidence",
+        y_label="label of that side",
+    )
+    note = (
+        "On the dotted line, the model's confidence in the response it prefers is what the soft "
+        "labels give it. Held-out pairs; numbers are pairs per bin."
+    )
+    return (
+        *_curves(model.curves, "pm"),
+        *_drawn("Reliability of the preference model", note, reliability),
+    )
+
+
+def _dpo_figures(dpo: DPOStory) -> tuple[Figure, ...]:
+    reliability = calibration_chart(
+        dpo.measured.bins,
+        key="dpo-bins",
+        x_label="stated confidence",
+        y_label="label of that side",
+    )
+    note = (
+        "The logistic of the margin against what the soft labels give the side that is ahead. "
+        "Held-out pairs; numbers are pairs per bin."
+    )
+    return (
+        *_curves(dpo.curves, "dpo"),
+        *_drawn("Reliability of the implicit rewards", note, reliability),
+    )
+
+
+def _evaluation_figures(evaluation: EvaluationStory) -> tuple[Figure, ...]:
+    rows = [
+        IntervalRow(name=f"{label(row.kind)}: {label(row.policy)}", estimate=row.refusal_rate)
+        for row in evaluation.rows
+        if row.refusal_rate is not None
+    ]
+    chart = interval_chart(rows, key="refusals", x_label="refusal rate")
+    return _drawn("Refusal rate by prompt kind and policy", "95 % intervals.", chart)

@@ -1,0 +1,53 @@
+"""Which models a run asks, by role; a model that is configured and never asked is none of them."""
+
+from __future__ import annotations
+
+from cai.config import ComparedConfig, Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
+from cai.feedback_config import EndpointConfig, EnsembleConfig, FeedbackConfig
+from cai.model_config import ModelConfig, ServerConfig
+
+Asked = ModelConfig | ServerConfig
+"""A model, or a server that has one."""
+
+
+def roles(config: Config) -> dict[str, Asked]:
+    """Every role that the run has work for, the policy first."""
+    phase = config.phase
+    found: dict[str, Asked] = {}
+    if isinstance(phase, SLCAIConfig):
+        found["policy"] = config.model
+        critics = phase.critique_models.items()
+        found |= {f"critique model ({name})": model for name, model in critics}
+    if isinstance(phase, RLAIFConfig) and phase.preference_base is not None:
+        found["preference model"] = phase.preference_base
+    compares = isinstance(phase, ComparedConfig) or config.evaluation.num_critique_controls > 0
+    if isinstance(phase, EvaluateConfig) or (isinstance(phase, SLCAIConfig) and compares):
+        found |= feedback_roles(config.feedback, phase.feedback_model)
+    return found
+
+
+def feedback_roles(
+    config: FeedbackConfig, default: ModelConfig, *, role: str = "feedback model"
+) -> dict[str, Asked]:
+    """Who judges: one role, or one for each member of an ensemble.
+
+    Args:
+        config: The feedback method.
+        default: The phase's feedback model, for methods without one of their own.
+        role: What the role is called.
+    """
+    match config:
+        case EnsembleConfig():
+            found: dict[str, Asked] = {}
+            for name, member in config.members.items():
+                found |= feedback_roles(member, default, role=f"feedback model ({name})")
+            return found
+        case EndpointConfig():
+            return {role: config.server}
+        case _:
+            return {role: config.model or default}
+
+
+def name_of(asked: Asked) -> str:
+    """How reports call a model."""
+    return f"{asked.model} (server)" if isinstance(asked, ServerConfig) else asked.name

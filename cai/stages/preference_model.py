@@ -1,0 +1,480 @@
+"""Stage `preference_model`: soft AI labels, human comparisons when given, calibrated scores.
+
+With several members each has its own random start and order of the pairs. The first one's adapter
+is in the folder `adapter/`, the others' in `adapter_2/` and so on; all of them are on one base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai import adapters, data, training
+from cai.artifacts import Artifact, Work, digest_of
+from cai.choices import Condition, PrincipleSampling
+from cai.config import ComparisonSourceConfig
+from cai.constitution import Principle
+from cai.context import RunContext, Stage
+from cai.errors import UserError
+from cai.feedback.labelled import GENERAL_PRINCIPLE
+from cai.feedback.measures import a_is_longer
+from cai.full_weights import Tuned
+from cai.heads import ScoreHead
+from cai.loaders import PairExample
+from cai.model_config import ModelConfig
+from cai.models import PREFERENCE, BaseModel
+from cai.prompts import criterion_wording
+from cai.scoring import Criteria, Member, Reader, Row, Scorer
+from cai.seeds import derive_seed, python_rng
+from cai.stages.training import ADAPTER, detached, reported, save, training_identity
+from cai.training_config import PreferenceModelConfig
+from cai.types import Comparison, PreferencePair, PreferencePrediction, Response
+
+VALIDATION = "validation.jsonl"
+SETTING = "phase.preference_model"
+
+
+def ai_pairs(comparisons: Sequence[Comparison]) -> list[PreferencePair]:
+    """Judged comparisons as training pairs; unjudged ones are left out."""
+    return [
+        PreferencePair(
+            messages=c.prompt.messages,
+            response_a=c.response_a,
+            response_b=c.response_b,
+            prob_a=c.prob_a,
+            weight=c.weight,
+            source="ai",
+            principle_ids=c.principle_ids,
+        )
+        for c in comparisons
+        if c.prob_a is not None
+    ]
+
+
+def principle_pairs(comparisons: Sequence[Comparison]) -> list[PreferencePair]:
+    """One training pair for each principle that a comparison was judged under, with its label."""
+    return [
+        PreferencePair(
+            messages=c.prompt.messages,
+            response_a=c.response_a,
+            response_b=c.response_b,
+            prob_a=label.prob_a,
+            weight=label.weight,
+            source="ai",
+            principle_ids=(label.principle_id,),
+        )
+        for c in comparisons
+        for label in c.labels
+    ]
+
+
+def validation_prompts(comparisons: Sequence[Comparison], *, frac: float, seed: int) -> set[str]:
+    """Ids of the prompts whose pairs are held out; at least one when `frac` is above 0."""
+    ids = sorted({c.prompt.id for c in comparisons if c.prob_a is not None})
+    python_rng(seed, "validation").shuffle(ids)
+    num = max(1, round(frac * len(ids))) if frac > 0 and len(ids) > 1 else 0
+    return set(ids[:num])
+
+
+def mixed(
+    ai: Sequence[PairExample],
+    human: Sequence[PairExample],
+    *,
+    human_frac: float | None,
+    setting: str,
+) -> list[PairExample]:
+    """AI and human comparisons together, weighed so that human ones have their share.
+
+    Both kinds are scaled as a whole; the sum of all weights stays what it is.
+
+    Args:
+        ai: With the weights of their labels.
+        human: The same.
+        human_frac: Share of the summed weight; None leaves the weights alone.
+        setting: The section that `human_frac` is of, for messages.
+
+    Raises:
+        UserError: when a kind is to have a share and has no pair of any weight.
+    """
+    if human_frac is None:
+        return [*ai, *human]
+    total = sum(example.weight for example in (*ai, *human))
+    found: list[PairExample] = []
+    for kind, part, share in (("AI", ai, 1 - human_frac), ("human", human, human_frac)):
+        own = sum(example.weight for example in part)
+        if share > 0 and own == 0:
+            raise UserError(
+                f"{setting}.human_frac={human_frac:g}: there is no {kind} comparison to give a "
+                f"share to. Name some with data.human_comparisons.path=..., or type "
+                f"{setting}.human_frac=null"
+            )
+        scale = share * total / own if own else 0.0
+        found += [dataclasses.replace(e, weight=e.weight * scale) for e in part]
+    return found
+
+
+def _name(first: str, member: int) -> str:
+    """A member's adapter or folder: the first one has the plain name."""
+    return first if member == 0 else f"{first}_{member + 1}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceModel:
+    """A trained preference model as later stages use it."""
+
+    artifact: Artifact
+    model: ModelConfig
+    """Its base."""
+    config: PreferenceModelConfig
+    principles: PrincipleSampling
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its scores, besides the artifact."""
+        return {"combine": str(self.config.combine)}
+
+    @contextlib.contextmanager
+    def scorer(self, context: RunContext) -> Iterator[Scorer]:
+        """Itself, while it is on its own base alone."""
+        base = context.models.base(self.model)
+        folder = self.artifact.verified_folder() / ADAPTER
+        tuned = adapters.load(base.model, folder, adapter=PREFERENCE, base_sha256=base.sha256)
+        with detached(tuned):
+            self._load(base, tuned, range(1, self.config.num_members))
+            yield self._scorer(context, base, tuned)
+
+    @contextlib.contextmanager
+    def beside(self, context: RunContext, policy: BaseModel, tuned: Tuned) -> Iterator[Scorer]:
+        """Itself on a policy's base, next to the policy; on another base, by itself.
+
+        Args:
+            context: The run.
+            policy: The policy's base.
+            tuned: That base with the policy's adapters, which gets the preference model's too.
+        """
+        base = context.models.base(self.model)
+        if base.sha256 != policy.sha256:
+            with self.scorer(context) as scorer:
+                yield scorer
+            return
+        self._load(base, tuned, range(self.config.num_members))
+        yield self._scorer(context, base, tuned)
+
+    def _folder(self, member: int) -> Path:
+        return self.artifact.verified_folder() / _name(ADAPTER, member)
+
+    def _load(self, base: BaseModel, tuned: Tuned, members: range) -> None:
+        for member in members:
+            adapters.load_adapter(
+                tuned,
+                self._folder(member),
+                adapter=_name(PREFERENCE, member),
+                base_sha256=base.sha256,
+            )
+
+    def _scorer(self, context: RunContext, base: BaseModel, tuned: Tuned) -> Scorer:
+        heads = [adapters.load_head(self._folder(k)) for k in range(self.config.num_members)]
+        return _scorer(
+            context, _reader(context, base, self.config, self.principles), tuned, heads, self.config
+        )
+
+
+def _scorer(
+    context: RunContext,
+    reader: Reader,
+    tuned: Tuned,
+    heads: Sequence[ScoreHead],
+    config: PreferenceModelConfig,
+) -> Scorer:
+    return Scorer(
+        reader=reader,
+        model=tuned,
+        members=tuple(
+            Member(
+                adapter=_name(PREFERENCE, number),
+                head=head.to(tuned.device).requires_grad_(False),
+            )
+            for number, head in enumerate(heads)
+        ),
+        combine=config.combine,
+        micro_batch_size=context.hardware.micro_batch_size,
+    )
+
+
+def _reader(
+    context: RunContext,
+    base: BaseModel,
+    config: PreferenceModelConfig,
+    principles: PrincipleSampling,
+) -> Reader:
+    if config.condition is Condition.none:
+        return Reader(base=base, criteria=None)
+    criteria = Criteria(
+        constitution=context.constitution,
+        sampling=principles,
+        num=config.principles_per_score,
+        seed=context.seed,
+    )
+    return Reader(base=base, criteria=criteria)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pairs:
+    """What is learned from and what is held out."""
+
+    examples: list[PairExample]
+    num_ai: int
+    num_human: int
+    held_out: list[Comparison]
+
+    @property
+    def num_dropped(self) -> int:
+        """Pairs longer than `max_length`."""
+        return self.num_ai + self.num_human - len(self.examples)
+
+
+def _examples(
+    context: RunContext, reader: Reader, pairs: Sequence[PreferencePair], *, max_length: int
+) -> list[PairExample]:
+    """Pairs as the preference model reads them, without those that are too long."""
+    encode = reader.base.encoder.response_ids
+    found = []
+    for pair in pairs:
+        principle = _principle(context, pair) if reader.criteria else None
+        example = PairExample(
+            prompt_ids=tuple(reader.prompt_ids(pair.messages, principle)),
+            response_a_ids=tuple(encode(pair.response_a)),
+            response_b_ids=tuple(encode(pair.response_b)),
+            prob_a=pair.prob_a,
+            weight=pair.weight,
+        )
+        if example.length <= max_length:
+            found.append(example)
+    return found
+
+
+def _principle(context: RunContext, pair: PreferencePair) -> Principle:
+    """What a pair is labelled under; people's labels name none."""
+    if not pair.principle_ids:
+        return GENERAL_PRINCIPLE
+    return context.constitution.find(pair.principle_ids[0])
+
+
+def _ai_pairs(
+    comparisons: Sequence[Comparison], config: PreferenceModelConfig
+) -> list[PreferencePair]:
+    of = ai_pairs if config.condition is Condition.none else principle_pairs
+    return of(comparisons)
+
+
+def _load_pairs(
+    context: RunContext,
+    reader: Reader,
+    config: PreferenceModelConfig,
+    *,
+    comparisons: Sequence[Comparison],
+    human: ComparisonSourceConfig,
+) -> _Pairs:
+    held_out = validation_prompts(
+        comparisons, frac=config.validation_frac, seed=derive_seed(context.seed, "pm")
+    )
+    ai = _ai_pairs([c for c in comparisons if c.prompt.id not in held_out], config)
+    humans = data.load_comparisons(human)
+    kept = [
+        _examples(context, reader, pairs, max_length=config.max_length) for pairs in (ai, humans)
+    ]
+    examples = mixed(kept[0], kept[1], human_frac=config.human_frac, setting=SETTING)
+    if not any(example.weight for example in examples):
+        raise UserError(
+            f"preference_model: none of {len(comparisons)} comparisons has a label to learn from. "
+            "See the counts of the stage comparisons; other seeds or longer "
+            "phase.pairs.sampling.max_new_tokens give other pairs"
+        )
+    return _Pairs(
+        examples=examples,
+        num_ai=len(ai),
+        num_human=len(humans),
+        held_out=[c for c in comparisons if c.prompt.id in held_out],
+    )
+
+
+def _train_member(
+    context: RunContext,
+    tuned: Tuned,
+    pairs: _Pairs,
+    *,
+    member: int,
+    model: ModelConfig,
+    config: PreferenceModelConfig,
+    work: Work,
+    on_step: Callable[[int, dict[str, float]], None],
+) -> ScoreHead:
+    """Add and train one member; its head, not calibrated yet."""
+    seed = _seed(context, member)
+    if member > 0:  # the first one is there
+        adapters.add(tuned, model.trained, _name(PREFERENCE, member), seed)
+    hidden_size = tuned.get_base_model().config.get_text_config().hidden_size
+    # From a random head the first margins are noise, which a few steps do not unlearn.
+    head = ScoreHead(hidden_size, seed=seed).zeroed().to(tuned.device)
+    done = member * _num_steps(pairs, config)
+    training.train_preference_model(
+        tuned,
+        head,
+        pairs.examples,
+        adapter=_name(PREFERENCE, member),
+        config=config,
+        seed=seed,
+        hardware=context.hardware,
+        work_dir=work.scratch / _name("checkpoints", member),
+        on_step=lambda step, metrics: on_step(done + step, metrics),
+        stage="preference_model",
+    )
+    return head
+
+
+def _seed(context: RunContext, member: int) -> int:
+    names = () if member == 0 else (member,)
+    return derive_seed(context.seed, "preference_model", *names)
+
+
+def _num_steps(pairs: _Pairs, config: PreferenceModelConfig) -> int:
+    """Optimizer steps of one member."""
+    return -(-len(pairs.examples) // config.batch_size) * config.num_epochs
+
+
+def _calibrate(scorer: Scorer, responses: Sequence[Response]) -> int:
+    """Give every member mean 0 and standard deviation 1 on SL-CAI samples; how many there were.
+
+    The first pair of every prompt: enough for a mean and a deviation, at half the cost.
+    """
+    samples = [r for r in responses if r.sample.text and r.index < 2]
+    rows = [Row(messages=r.prompt.messages, response=r.sample.text) for r in samples]
+    scores = [found for found in scorer.by_member(rows) if found is not None]
+    if not scores:
+        raise UserError(
+            "preference_model: no SL-CAI sample fits the context of its base, so its scores have "
+            "no scale. Type a larger max_context for the model"
+        )
+    for member, own in zip(scorer.members, zip(*scores, strict=True), strict=True):
+        member.head.calibrate(list(own))
+    return len(scores)
+
+
+def scored_pairs(
+    scorer: Scorer, pairs: Sequence[PreferencePair], names: Sequence[str]
+) -> list[PreferencePrediction]:
+    """Labelled pairs under the preference model, each under its own principle where it reads one.
+
+    A pair that does not fit is left out.
+    """
+    find = scorer.reader.criteria.constitution.find if scorer.reader.criteria else None
+    rows = []
+    for pair in pairs:
+        under = tuple(map(find, pair.principle_ids)) if find else ()
+        rows.append(
+            (
+                Row(messages=pair.messages, response=pair.response_a, principles=under),
+                Row(messages=pair.messages, response=pair.response_b, principles=under),
+            )
+        )
+    return [
+        PreferencePrediction(
+            name=name,
+            principle_ids=pair.principle_ids,
+            prob_a=pair.prob_a,
+            scores_a=scores.a,
+            scores_b=scores.b,
+            predicted=scores.prob_a,
+            a_is_longer=a_is_longer(pair.response_a, pair.response_b),
+        )
+        for name, pair, scores in zip(names, pairs, scorer.pairs(rows), strict=True)
+        if scores is not None
+    ]
+
+
+def preference_model(
+    context: RunContext,
+    *,
+    model: ModelConfig,
+    config: PreferenceModelConfig,
+    principles: PrincipleSampling,
+    comparisons: Artifact,
+    pairs: Artifact,
+    human: ComparisonSourceConfig,
+    num: int,
+) -> PreferenceModel:
+    """The preference model on `model`, trained and calibrated."""
+
+    def run(work: Work) -> None:
+        base = context.models.base(model)
+        reader = _reader(context, base, config, principles)
+        compared = comparisons.records(Comparison)
+        learned = _load_pairs(context, reader, config, comparisons=compared, human=human)
+        steps = _num_steps(learned, config) * config.num_members
+        tuned = adapters.attach(
+            base.model, model.trained, adapter=PREFERENCE, seed=_seed(context, 0)
+        )
+        with (
+            detached(tuned),
+            reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
+        ):
+            heads = [
+                _train_member(
+                    context,
+                    tuned,
+                    learned,
+                    member=member,
+                    model=model,
+                    config=config,
+                    work=work,
+                    on_step=on_step,
+                )
+                for member in range(config.num_members)
+            ]
+            scorer = _scorer(context, reader, tuned, heads, config)
+            num_calibrated = _calibrate(scorer, pairs.records(Response))
+            for number, member in enumerate(scorer.members):
+                save(base, tuned, member.adapter, work, member.head, name=_name(ADAPTER, number))
+            named = [
+                (c.prompt.id, pair) for c in learned.held_out for pair in _ai_pairs([c], config)
+            ]
+            validation = scored_pairs(scorer, [p for _, p in named], [name for name, _ in named])
+            work.write_records(validation, VALIDATION)
+        work.counts = {
+            "pairs": len(learned.examples),
+            "ai": learned.num_ai,
+            "human": learned.num_human,
+            "dropped_too_long": learned.num_dropped,
+            "held_out": len(named),
+            "held_out_too_long": len(named) - len(validation),
+            "calibrated_on": num_calibrated,
+            "steps": steps,
+        }
+
+    identity = training_identity(model) | {
+        "human": dataclasses.asdict(human),
+        "human_data": data.source_digest(human, setting="data.human_comparisons"),
+    }
+    if config.condition is Condition.principle:
+        identity |= {
+            "constitution": context.constitution.digest,
+            "principles": str(principles),
+            "wording": digest_of(criterion_wording()),
+        }
+    section = dataclasses.asdict(config)
+    del section["combine"]  # what is made of the members' scores is up to those who use them
+    artifact = context.run(
+        Stage(
+            name="preference_model",
+            version=3,
+            config=section,
+            inputs={"comparisons": comparisons, "pairs": pairs},
+            identity=identity,
+            expect={"pairs": num * config.num_epochs * config.num_members},
+            run=run,
+        )
+    )
+    return PreferenceModel(artifact=artifact, model=model, config=config, principles=principles)

@@ -1,0 +1,67 @@
+"""Which models a run needs: those that it asks, and no other."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from cai import paths
+from cai.config import Config
+from cai.roles import name_of, roles
+from cai.schema import to_config
+
+SERVED = ("feedback=endpoint", "feedback.server.model=judge")
+QWEN = "model@phase.feedback_model=qwen2_5_0_5b"
+
+
+def config_of(*overrides: str) -> Config:
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        return to_config(compose("config", overrides=list(overrides)))
+
+
+def named(*overrides: str) -> dict[str, str]:
+    return {role: name_of(asked) for role, asked in roles(config_of(*overrides)).items()}
+
+
+def test_a_whole_run_asks_policy_critic_and_judge() -> None:
+    assert named("phase=rlaif", QWEN) == {
+        "policy": "smollm2_135m",
+        "critique model (main)": "smollm2_135m",
+        "feedback model": "qwen2_5_0_5b",
+    }
+
+
+@pytest.mark.parametrize("phase", ["rlaif", "evaluate"])
+def test_a_server_that_judges_takes_the_place_of_the_feedback_model(phase: str) -> None:
+    found = named(f"phase={phase}", QWEN, *SERVED)
+    assert found["feedback model"] == "judge (server)"
+    assert "qwen2_5_0_5b" not in found.values()
+
+
+def test_a_method_with_its_own_model_does_not_ask_the_phases() -> None:
+    own = ("feedback=likelihood", "model@feedback.model=smollm2_135m", QWEN)
+    assert named("phase=evaluate", *own) == {"feedback model": "smollm2_135m"}
+
+
+def test_members_of_an_ensemble_are_roles_of_their_own() -> None:
+    members = (
+        "feedback=ensemble", "~feedback.members.third", QWEN,
+        "feedback@feedback.members.second=endpoint", "feedback.members.second.server.model=judge",
+    )  # fmt: skip
+    found = {"feedback model (first)": "qwen2_5_0_5b", "feedback model (second)": "judge (server)"}
+    assert named("phase=evaluate", *members) == found
+    both = (*members, "feedback@feedback.members.first=endpoint")
+    served = named("phase=evaluate", *both, "feedback.members.first.server.model=other")
+    assert "qwen2_5_0_5b" not in served.values()
+
+
+def test_phase_one_judges_only_where_critiques_are_compared() -> None:
+    with_controls = named("phase=sl_cai", QWEN, "evaluation.num_critique_controls=4")
+    assert with_controls["feedback model"] == "qwen2_5_0_5b"
+    without = named("phase=sl_cai", QWEN, "evaluation.num_critique_controls=0")
+    assert list(without) == ["policy", "critique model (main)"]
+
+
+def test_a_preference_model_of_its_own_is_a_role() -> None:
+    found = named("phase=rlaif", "model@phase.preference_base=qwen2_5_0_5b")
+    assert found["preference model"] == "qwen2_5_0_5b"
