@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test setup check benchmark clean help
+.PHONY: run test setup check benchmark benchmark-trl clean help
 
 run: setup  ## set-up, then both phases of Constitutional AI on the embedded model
 	$(BIN)/python -m cai.run phase=rlaif constitution=medical
@@ -26,8 +26,19 @@ check: setup  ## lint
 benchmark: setup  ## speed as ratios, from tests/benchmarks
 	$(BIN)/python -m tests.benchmarks.generation
 
+benchmark-trl: setup .venv-trl116/.installed .venv-trl112/.installed  ## our trainers beside TRL's (3 GB of environments)
+	$(BIN)/python -m tests.benchmarks.trainers
+
+.venv-trl116/.installed: TRL := 1.16
+.venv-trl112/.installed: TRL := 1.12
+.venv-trl%/.installed: constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt 'trl==$(TRL).*' datasets peft transformers
+	touch $@
+
 clean:  ## remove the environment (results in outputs/ stay)
-	rm -rf .venv
+	rm -rf .venv .venv-trl116 .venv-trl112
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*##' '{printf "make %-10s%s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*##' '{printf "make %-14s%s\n", $$1, $$2}'

@@ -9,12 +9,15 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
 
 from cai import chapters
 from cai.artifacts import Artifact
+from cai.attribution_record import attribution_metrics, attribution_record
+from cai.attribution_story import attribution_story
 from cai.chapters import Outputs
 from cai.config import ComparedConfig, Config, EvaluateConfig, SLCAIConfig
 from cai.context import RunContext, versions
@@ -57,6 +60,8 @@ class Account:
     """What a sweeper may maximise: the final policy's likelihood accuracy on principle tests, or
     the feedback's accuracy where there is no policy."""
     tables: dict[str, Table]
+    attribution: dict[str, Any] | None
+    """`attribution.json`; None where nothing learned from comparisons."""
     adapters: list[Artifact]
     stop: str | None
     """Why a run that was told in full has failed all the same: a gate of a phase without training
@@ -84,6 +89,7 @@ def tell(
     trained = None if isinstance(outputs, evaluate.Outputs) else outputs.trained
     feedback = chapters.feedback_story(config, outputs, records)
     counts = {result.name: result.counts for result in context.results}
+    attribution = attribution_story(config, context, outputs, records, counts, bootstrap)
     story = RunStory(
         headline=_headline(config, job, context, started=started, seconds=seconds),
         warnings=_warnings(config, context, records),
@@ -107,6 +113,7 @@ def tell(
         preference_model=chapters.preference_story(outputs, records, counts, bootstrap),
         dpo=dpo_story(config, outputs, records, counts, bootstrap),
         ppo=chapters.ppo_story(config, outputs, counts),
+        attribution=attribution,
         examples=chapters.examples(records.evaluated),
         evaluation=chapters.evaluation_story(records, bootstrap) if trained else None,
         stages=tuple(
@@ -134,6 +141,11 @@ def tell(
         metrics=metrics,
         objective=metrics.get(target),
         tables=_tables(records),
+        attribution=attribution_record(
+            attribution, context.constitution, document=config.constitution.document
+        )
+        if attribution
+        else None,
         adapters=adapters,
         stop=gate.stop_message(feedback.gates, source=feedback.source)
         if feedback is not None
@@ -360,6 +372,8 @@ def _metrics(story: RunStory) -> dict[str, float]:
             add(name, value)
         add("dpo/margin", direct.margin)
         add("dpo/preferred_reward", direct.preferred_reward)
+    for name, value in attribution_metrics(story.attribution):
+        add(name, value)
     for row in story.evaluation.rows if story.evaluation else ():
         group = f"eval/{row.policy}/{row.kind}"
         add(f"{group}/refusal_rate", row.refusal_rate)

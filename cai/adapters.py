@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save as to_safetensors
@@ -34,10 +35,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from cai import low_rank
+from cai import attention, low_rank
 from cai.artifacts import write_atomically, write_json
+from cai.batches import TokenBatch, joined_pairs
 from cai.errors import UserError
 from cai.full_weights import FullCopies, Tuned, base_dtype, causal_of, freeze
+from cai.fused import fused
 from cai.heads import ScoreHead
 from cai.low_rank import LowRank, keeping_grad_flags, saved_lora
 from cai.model_config import LoRAConfig
@@ -145,6 +148,26 @@ def training(model: Tuned, adapter: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _computing(model: Tuned, adapter: str) -> Iterator[PreTrainedModel]:
+    """The language model that computes as a role, in the number format of training."""
+    dtype = base_dtype(model)
+    reduced = dtype != torch.float32
+    with contextlib.ExitStack() as stack:
+        if adapter != model.active_adapter:
+            if torch.is_grad_enabled():
+                raise AssertionError(f"adapter {adapter} is not active in a pass with gradient")
+            stack.enter_context(active(model, adapter))
+        stack.enter_context(disable_input_dtype_casting(model, active=reduced))
+        stack.enter_context(torch.autocast(model.device.type, dtype=dtype, enabled=reduced))
+        causal = causal_of(model, adapter)
+        if attention.needs_no_mask(causal):
+            stack.enter_context(attention.written_out(causal))
+        if isinstance(model, PeftModel) and causal.device.type == "cpu":
+            stack.enter_context(fused(causal))
+        yield causal
+
+
 def forward_hidden(model: Tuned, ids_BS: Tensor, mask_BS: Tensor, *, adapter: str) -> Tensor:
     """Last hidden states (B, S, H) of the trunk, without the language-model head.
 
@@ -154,23 +177,39 @@ def forward_hidden(model: Tuned, ids_BS: Tensor, mask_BS: Tensor, *, adapter: st
         mask_BS: True on tokens, bool. States at padded places mean nothing.
         adapter: The role that computes.
     """
-    position_ids_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)
-    dtype = base_dtype(model)
-    reduced = dtype != torch.float32
-    with contextlib.ExitStack() as stack:
-        if adapter != model.active_adapter:
-            if torch.is_grad_enabled():
-                raise AssertionError(f"adapter {adapter} is not active in a pass with gradient")
-            stack.enter_context(active(model, adapter))
-        stack.enter_context(disable_input_dtype_casting(model, active=reduced))
-        stack.enter_context(torch.autocast(ids_BS.device.type, dtype=dtype, enabled=reduced))
-        trunk = causal_of(model, adapter).base_model
-        return trunk(
-            input_ids=ids_BS,
-            attention_mask=mask_BS.long(),
-            position_ids=position_ids_BS,
+    with _computing(model, adapter) as causal:
+        places = {}
+        if not attention.needs_no_mask(causal):
+            positions_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)
+            places = {"attention_mask": mask_BS.long(), "position_ids": positions_BS}
+        return causal.base_model(input_ids=ids_BS, use_cache=False, **places).last_hidden_state
+
+
+def forward_pairs(model: Tuned, tokens: TokenBatch, *, adapter: str) -> Tensor:
+    """Like `forward_hidden`, of sequences whose second half has the prompts of the first.
+
+    On a CPU each prompt is computed once, with both responses behind it in one row.
+
+    Args:
+        model: As in `forward_hidden`.
+        tokens: 2P sequences (`PairBatch`).
+        adapter: The role that computes.
+    """
+    causal = causal_of(model, adapter)
+    if tokens.ids_BS.device.type != "cpu" or not attention.needs_no_mask(causal):
+        return forward_hidden(model, tokens.ids_BS, tokens.mask_BS, adapter=adapter)
+    joined = joined_pairs(tokens)
+    branches = attention.Branches(
+        joined.first_P, joined.second_P, joined.ids_PW.shape[1], base_dtype(model)
+    )
+    with _computing(model, adapter) as causal:
+        hidden_PWH = causal.base_model(
+            input_ids=joined.ids_PW,
+            position_ids=joined.positions_PW,
             use_cache=False,
+            branches=branches,
         ).last_hidden_state
+    return hidden_PWH.flatten(0, 1).index_select(0, joined.places).unflatten(0, tokens.ids_BS.shape)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class AuditConfig:
     threshold: float
     """|P(a preferred) - 1/2| above which a label counts as an opinion."""
     wordings: bool
-    """Ask every question in other words, too, and ask the opposite: four more questions for each."""
+    """Ask every question in other words, too, and the opposite: four more questions for each."""
     num_bootstrap: int
     """Resamples for confidence intervals of means."""
     fail_on: FailOn

@@ -157,6 +157,52 @@ def collate(sequences: Sequence[tuple[TokenIds, TokenIds]], *, pad_id: int) -> T
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedPairs:
+    """Pairs with both responses behind one prompt; W tokens of prompt and both responses."""
+
+    ids_PW: Tensor
+    positions_PW: Tensor
+    """The second response goes on from the prompt."""
+    first_P: tuple[int, ...]
+    """Place where the first response begins."""
+    second_P: tuple[int, ...]
+    places: Tensor
+    """Of every place of the sequences as they were, row by row, its place in the joined rows
+    counted through; 0 where there was padding."""
+
+
+def joined_pairs(tokens: TokenBatch) -> JoinedPairs:
+    """Join sequence p and sequence P + p, which have the same prompt, in one row."""
+    ids = [
+        row[: last + 1]
+        for row, last in zip(tokens.ids_BS.tolist(), tokens.last_B.tolist(), strict=True)
+    ]
+    num_response = torch.bincount(tokens.rows_N, minlength=len(ids)).tolist()
+    num_pairs = len(ids) // 2
+    prompts = [len(ids[row]) - num_response[row] for row in range(num_pairs)]
+    firsts, seconds = ids[:num_pairs], ids[num_pairs:]
+    rows = [a + b[prompt:] for a, b, prompt in zip(firsts, seconds, prompts, strict=True)]
+    positions = [
+        [*range(len(a)), *range(prompt, len(b))]
+        for a, b, prompt in zip(firsts, seconds, prompts, strict=True)
+    ]
+    width = max(map(len, rows))
+    own_places = [range(row * width, row * width + len(joined)) for row, joined in enumerate(rows)]
+    of_first = [own[: len(a)] for own, a in zip(own_places, firsts, strict=True)]
+    of_second = [
+        [*own[:prompt], *own[len(a) :]]
+        for own, a, prompt in zip(own_places, firsts, prompts, strict=True)
+    ]
+    return JoinedPairs(
+        ids_PW=pad(rows, pad_id=0),
+        positions_PW=pad(positions, pad_id=0),
+        first_P=tuple(prompts),
+        second_P=tuple(map(len, firsts)),
+        places=pad([*of_first, *of_second], pad_id=0).flatten(),
+    )
+
+
 def split_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Indices in groups of at most `size`, alike in length, the longest first.
 

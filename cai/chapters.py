@@ -118,21 +118,18 @@ def _decisiveness(prob: float) -> float:
 
 
 def constitution_story(document: Constitution, records: Records) -> ConstitutionStory:
-    """Each principle: how often it was drawn, what its labels weigh, how its tests went."""
+    """Each principle: how often it was drawn, how sure its labels are, how its tests went."""
     judged = [c for c in records.comparisons if c.prob_a is not None]
-    total = sum(_decisiveness(c.prob_a or 0.0) for c in judged)
     drawn: Sequence[Principle] = document.principles or (document.find("unguided"),)
     return ConstitutionStory(
         name=document.name,
         version=document.version,
         description=document.description,
-        principles=tuple(_principle(p, records, judged, total) for p in drawn),
+        principles=tuple(_principle(p, records, judged) for p in drawn),
     )
 
 
-def _principle(
-    principle: Principle, records: Records, judged: list[Comparison], total: float
-) -> PrincipleStory:
+def _principle(principle: Principle, records: Records, judged: list[Comparison]) -> PrincipleStory:
     steps = [s for c in records.chains for s in c.steps if s.principle_id == principle.id]
     own = [c for c in judged if principle.id in c.principle_ids]
     num_drawn = sum(principle.id in c.principle_ids for c in records.comparisons)
@@ -153,7 +150,6 @@ def _principle(
         num_comparisons=num_drawn if records.comparisons else None,
         revision_rate=wilson_interval(sum(s.outcome.accepted for s in steps), len(steps)),
         decisiveness=bootstrap_mean(decided, num_resamples=1000, seed=0),
-        signal_share=sum(decided) / total if total else None,
         flip_rate=flip_rate(own),
         test_accuracy=pair_accuracy([p for p in checks if p is not None]),
     )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 WIDTH = 330
 """Points; the viewBox of every chart."""
+NUMBERED = 14
+"""Rows of a heat map up to which a number fits into a cell."""
 
 # Stand-ins that matplotlib draws with, and the CSS variables they become.
 _INK, _GRID, _PAPER = "#010101", "#020202", "#030303"
@@ -196,6 +198,56 @@ def interval_chart(
     alternative = f"{x_label}. {told}."
     height = 70 + 19 * len(rows)
     svg = _svg(draw, key=key, alternative=alternative, height=height)
+    return Chart(svg=svg, alternative=alternative)
+
+
+def heat_map(
+    names: Sequence[str], values: Sequence[Sequence[float]], *, key: str, told: str
+) -> Chart | None:
+    """A square table of shares as shades, rows named and numbered, columns numbered.
+
+    The diagonal and what is not finite stay empty; the darkest cell is the largest value.
+
+    Args:
+        names: Of rows and columns.
+        values: In [0, 1], one row per name.
+        key: Unique on the page.
+        told: What the values are, for who cannot see them.
+    """
+    cells = [
+        (row, column, value)
+        for row, line in enumerate(values)
+        for column, value in enumerate(line)
+        if row != column and math.isfinite(value)
+    ]
+    if not cells:
+        return None
+    top = max(max(value for _, _, value in cells), 1e-9)
+    shown = [f"{_shorten(visible(name), 22)} {place}" for place, name in enumerate(names, start=1)]
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.patches import Rectangle
+
+        for row, column, value in cells:
+            corner = (column - 0.5, row - 0.5)
+            shade = 0.65 * value / top
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=_SERIES[1], alpha=shade, linewidth=0))
+            if len(names) <= NUMBERED and value > 0:
+                text = f"{value:.2f}".removeprefix("0")
+                axes.text(column, row, text, ha="center", va="center", fontsize=7)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), shown, fontsize=8)
+        axes.set_xticks(range(len(names)), [str(k + 1) for k in range(len(names))], fontsize=8)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+
+    largest = sorted((cell for cell in cells if cell[0] < cell[1]), key=lambda cell: -cell[2])[:5]
+    pairs = "; ".join(
+        f"{names[row]} and {names[column]}: {value:.2f}" for row, column, value in largest
+    )
+    alternative = f"{told}. The largest: {pairs}."
+    svg = _svg(draw, key=key, alternative=alternative, height=60 + 13.5 * len(names))
     return Chart(svg=svg, alternative=alternative)
 
 

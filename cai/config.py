@@ -211,12 +211,17 @@ class EvaluationConfig:
     num_critique_controls: int
     """Held-out red-team prompts on which critiqued revisions are compared with revisions without a
     critique and with sampling again, at most; 0: none, and critiques are taken on trust."""
+    num_principle_prompts: int
+    """Held-out red-team prompts, at most, on which the feedback compares every policy with the one
+    before it, under each principle (`phase=rlaif`, `phase=dpo`): policies * prompts * principles
+    questions more. 0: none, and nothing says what the training did by principle."""
     judge_attacks: bool
     """Put the shipped attacks on judges to the feedback (`phase=evaluate`)."""
 
     def __post_init__(self) -> None:
         positive(self, "num_bootstrap")
         not_negative(self, "num_tests", "num_feedback_tests", "num_critique_controls")
+        not_negative(self, "num_principle_prompts")
         if self.num_feedback_pairs is not None:
             positive(self, "num_feedback_pairs")
 
@@ -343,6 +348,20 @@ class AuditPhaseConfig(PhaseConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class TraceConfig(PhaseConfig):
+    """One response of a finished run, and the training that was nearest to it."""
+
+    num_nearest: int
+    """Training prompts that are shown, the nearest first."""
+    num_rollouts: int
+    """PPO responses that are shown for each of them, the last ones."""
+
+    def __post_init__(self) -> None:
+        positive(self, "num_nearest")
+        not_negative(self, "num_rollouts")
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """A whole run."""
 
@@ -351,6 +370,10 @@ class Config:
     """Print what would run, what is reused and how much there is to do; run nothing."""
     output_dir: str
     """Holds `store/` and the run folders."""
+    run: str | None
+    """For `phase=trace`: folder of a finished run of phase=rlaif or phase=dpo."""
+    example: str | None
+    """For `phase=trace`: id of an evaluated prompt, or `<id>/<policy>` for one response to it."""
     model: ModelConfig
     """The policy."""
     constitution: ConstitutionConfig
@@ -364,6 +387,14 @@ class Config:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**31, f"seed must be in [0, 2^31), not {self.seed}")
+        check(
+            isinstance(self.phase, TraceConfig) or self.run is None,
+            f"run={self.run} is for phase=trace; phase={self.phase.name} starts from its settings",
+        )
+        check(
+            isinstance(self.phase, TraceConfig) or self.example is None,
+            f"example={self.example} is for phase=trace, not phase={self.phase.name}",
+        )
         check(
             self.model.engine.server is None,
             "model.engine must be transformers or vllm: a server cannot take the adapters that are "

@@ -183,6 +183,18 @@ class Group:
         places = slice(self.used - self.lengths[row], self.used)
         return slice(row * heads, (row + 1) * heads), places
 
+    def row(self, row: int) -> Group:
+        """One row as a group that others go on from; nothing is copied."""
+        heads, places = self.own(row)
+        return Group(
+            lengths=[self.lengths[row]],
+            used=self.lengths[row],
+            mask=self.mask[heads, :, places],
+            prefix=self.prefix,
+            keys=[block[heads, places] for block in self.keys],
+            values=[block[heads, places] for block in self.values],
+        )
+
     def extend(self) -> list[int]:
         """Make the next place part of every row; the new tokens' positions."""
         if self.used == self.mask.shape[-1]:
@@ -319,27 +331,27 @@ class Decoder:
         return out.flatten(1)
 
     def _group(
-        self, prompts: Sequence[Sequence[int]], room: int, prefix: Group | None, *, whole: bool
+        self, prompts: Sequence[Sequence[int]], room: int, after: Sequence[Group | None], once: bool
     ) -> Group:
-        """A group of prompts to be read that go on from a prefix; a short prefix is copied."""
-        copied = prefix.used if prefix is not None and (whole or prefix.used < KEPT_ONCE) else 0
-        lengths = [copied + len(prompt) for prompt in prompts]
+        """A group of prompts to be read; what they go on from is kept once or copied."""
+        prefix = after[0] if once else None
+        copied = [0 if once or ahead is None else ahead.used for ahead in after]
+        lengths = [before + len(prompt) for before, prompt in zip(copied, prompts, strict=True)]
         used, rows = max(lengths), len(prompts)
         places = -(-(used + max(min(room, GROWTH), ALIGNED)) // ALIGNED) * ALIGNED
         mask = torch.full((rows * self.kv_heads, 1, places), -math.inf, dtype=self.dtype)
-        group = Group(lengths=lengths, used=used, mask=mask, prefix=None if copied else prefix)
-        for row in range(rows):
-            heads, own = group.own(row)
-            mask[heads, :, own] = 0
+        group = Group(lengths=lengths, used=used, mask=mask, prefix=prefix)
         shape = (rows * self.kv_heads, places, self.head_dim)
         group.keys = [torch.zeros(shape, dtype=self.dtype) for _ in self.layers]
         group.values = [torch.zeros(shape, dtype=self.dtype) for _ in self.layers]
-        if copied:
-            pairs = zip(group.keys + group.values, prefix.keys + prefix.values, strict=True)
+        for row, (before, ahead) in enumerate(zip(copied, after, strict=True)):
+            heads, own = group.own(row)
+            mask[heads, :, own] = 0
+            if not before:
+                continue
+            pairs = zip(group.keys + group.values, ahead.keys + ahead.values, strict=True)
             for block, source in pairs:
-                for row in range(rows):
-                    heads, own = group.own(row)
-                    block[heads, own.start : own.start + copied] = source[:, :copied]
+                block[heads, own.start : own.start + before] = source[:, :before]
         return group
 
     def prefill(
@@ -347,27 +359,34 @@ class Decoder:
         prompts: Sequence[Sequence[int]],
         *,
         room: int = 0,
-        prefix: Group | None = None,
+        after: Sequence[Group | None] | None = None,
         whole: bool = False,
         wanted: Sequence[int] | None = None,
     ) -> tuple[Tensor, Group]:
         """Read prompts that become a group.
 
         Args:
-            prompts: Tokens of each row after the prefix, at least one.
+            prompts: Tokens of each row that are new, at least one.
             room: New tokens that will follow.
-            prefix: A group of one row.
-            whole: Copy the prefix however long, so that the group can be a prefix itself.
+            after: What each row goes on from, a group of one row; None: nothing.
+            whole: Copy it into every row, so that rows can be gone on from themselves; otherwise a
+                long one that is the same for all rows is kept once.
             wanted: How many of each row's last tokens' states are returned; None: one.
 
         Returns:
             Final hidden states (R, H), or of all wanted tokens one row after the other, and the
             group.
         """
-        group = self._group(prompts, room, prefix, whole=whole)
+        ahead = after or [None] * len(prompts)
+        first = ahead[0]
+        once = not whole and first is not None and first.used >= KEPT_ONCE
+        once = once and all(other is first for other in ahead)
+        group = self._group(prompts, room, ahead, once)
         lengths = [len(prompt) for prompt in prompts]
-        start = prefix.used if prefix is not None else 0
-        rotations = self._rotations([start + i for n in lengths for i in range(n)])
+        starts = [0 if other is None else other.used for other in ahead]
+        rotations = self._rotations(
+            [start + i for start, num in zip(starts, lengths, strict=True) for i in range(num)]
+        )
         x = self._embedding(torch.tensor([token for prompt in prompts for token in prompt]))
         ends = torch.tensor(lengths).cumsum(0).tolist()
         last = [place for end, num in zip(ends, wanted or [1] * len(ends), strict=True)
@@ -445,7 +464,8 @@ class Rows:
         hidden, order = [], []
         for first in range(0, len(distinct), GROUP_ROWS):
             own = distinct[first : first + GROUP_ROWS]
-            states, group = self.decoder.prefill(own, room=num_new_tokens, prefix=prefix)
+            after = [prefix] * len(own)
+            states, group = self.decoder.prefill(own, room=num_new_tokens, after=after)
             copies = [place for place, prompt in enumerate(own) for _ in rows_of[prompt]]
             if len(copies) > len(own):
                 group.select(copies)

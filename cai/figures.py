@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from cai.audit.measured import Measured
 from cai.charts import (
     Chart,
     IntervalRow,
     calibration_chart,
+    heat_map,
     histogram,
     interval_chart,
     line_chart,
@@ -23,6 +27,9 @@ from cai.story import (
     RunStory,
     label,
 )
+
+MAX_HEAT = 24
+"""Principles that a heat map can show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,7 @@ class Figure:
 class Figures:
     """The figures of each chapter."""
 
+    audit: tuple[Figure, ...]
     sl_policy: tuple[Figure, ...]
     feedback: tuple[Figure, ...]
     preference_model: tuple[Figure, ...]
@@ -51,7 +59,9 @@ class Figures:
 def figures_of(story: RunStory) -> Figures:
     """Every figure that the story has numbers for."""
     feedback, model = story.feedback, story.preference_model
+    measured = story.audit.measured if story.audit else None
     return Figures(
+        audit=_audit_figures(measured) if measured else (),
         sl_policy=_curves(story.sl_policy.curves if story.sl_policy else (), "sl"),
         feedback=_feedback_figures(feedback) if feedback else (),
         preference_model=_preference_figures(model) if model else (),
@@ -145,6 +155,34 @@ def _dpo_figures(dpo: DPOStory) -> tuple[Figure, ...]:
         *_curves(dpo.curves, "dpo"),
         *_drawn("Reliability of the implicit rewards", note, reliability),
     )
+
+
+def _audit_figures(measured: Measured) -> tuple[Figure, ...]:
+    order = _conflicted_first(measured)[:MAX_HEAT]
+    shares = measured.conflict_shares[np.ix_(order, order)]
+    chart = heat_map(
+        [measured.principles[place].id for place in order],
+        shares.tolist(),
+        key="audit-conflicts",
+        told="Share of the pairs that two principles decide differently",
+    )
+    left_out = len(measured.principles) - len(order)
+    note = (
+        "Share of the pairs on which both principles have an opinion, for different responses. "
+        "Columns have the numbers of the rows."
+    )
+    if left_out:
+        note += f" The {left_out:,} principles with the fewest conflicts are left out."
+    return _drawn("Conflicts between principles", note, chart)
+
+
+def _conflicted_first(measured: Measured) -> list[int]:
+    """Places of the principles, in their order unless they are too many to draw."""
+    num = len(measured.principles)
+    if num <= MAX_HEAT:
+        return list(range(num))
+    sums = np.nansum(measured.conflict_shares, axis=1)
+    return sorted(range(num), key=lambda place: (-sums[place], place))
 
 
 def _evaluation_figures(evaluation: EvaluationStory) -> tuple[Figure, ...]:

@@ -6,9 +6,10 @@ the last bits of a result, and a run that is resumed must find the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,12 @@ from cai.decoding import GROUP_ROWS, Decoder, Group
 MIN_PREFIX = 16
 """Shorter beginnings are not worth a pass of their own, tokens."""
 MIN_SPARED = 64
-"""Tokens that a pass must spare the other texts, since a pass of few tokens is slow. What all texts
-of a call share may spare fewer: it is remembered, and often shared by the next call, too."""
+"""Tokens that a pass must spare, since a pass of few tokens is slow; divided by the beginnings that
+are read at once. What all texts of a call share may spare fewer: it is remembered, and often shared
+by the next call, too."""
 
 Ids = tuple[int, ...]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +63,23 @@ def lots(texts: Sequence[Ids], *, most: Sequence[int]) -> Lot:
         most: Tokens of each that a shared beginning may have.
     """
     limits = dict(zip(texts, most, strict=True))
-    return _lot(sorted(limits), limits, above=0, least=MIN_PREFIX)
+    together = min(max(len(limits) // 2, 1), GROUP_ROWS)
+    return _lot(sorted(limits), limits, above=0, worth=(MIN_PREFIX, MIN_SPARED // together))
 
 
-def _lot(texts: list[Ids], limits: dict[Ids, int], *, above: int, least: int) -> Lot:
-    """The lot of sorted texts, whose first `above` tokens are read already."""
+def _lot(texts: list[Ids], limits: dict[Ids, int], *, above: int, worth: tuple[int, int]) -> Lot:
+    """The lot of sorted texts, whose first `above` tokens are read already.
+
+    Args:
+        texts: Its own and those of its parts.
+        limits: Tokens of each text that may be shared.
+        above: As said.
+        worth: Tokens that a pass must spare, of this lot and of its parts.
+    """
     alike = common(texts[0], texts[-1])
     shared = min(alike, *(limits[text] for text in texts))
-    if shared - above < MIN_PREFIX or (len(texts) - 1) * (shared - above) < least:
+    further = shared - above
+    if further < MIN_PREFIX or (len(texts) - 1) * further < worth[0]:
         shared = above
     runs = [texts[:1]]
     for last, text in pairwise(texts):
@@ -81,7 +93,7 @@ def _lot(texts: list[Ids], limits: dict[Ids, int], *, above: int, least: int) ->
         if len(run) == 1:
             own += run
             continue
-        part = _lot(run, limits, above=shared, least=MIN_SPARED)
+        part = _lot(run, limits, above=shared, worth=(worth[1], worth[1]))
         if part.shared > shared:
             parts.append(part)
         else:
@@ -108,29 +120,41 @@ def states(
     for text, num in zip(texts, wanted, strict=True):
         most[tuple(text)] = max(num, most.get(tuple(text), 0))
     lot = lots(list(most), most=[len(text) - num for text, num in most.items()])
-    prefix = decoder.prefix(lot.beginning, known) if lot.shared else None
     found: dict[Ids, Tensor] = {}
-    _read(decoder, lot, prefix, most, found)
+    prefix = decoder.prefix(lot.beginning, known) if lot.shared else None
+    for rows in _batches(_beginnings(decoder, lot, prefix), len):
+        nums = [most[row] for row, _ in rows]
+        read, _ = decoder.prefill(
+            [row[_used(group) :] for row, group in rows],
+            after=[group for _, group in rows],
+            wanted=nums if max(nums) > 1 else None,
+        )
+        found |= zip((row for row, _ in rows), torch.split(read, nums), strict=True)
     return [found[tuple(text)][-num:] for text, num in zip(texts, wanted, strict=True)]
 
 
-def _read(
-    decoder: Decoder,
-    lot: Lot,
-    prefix: Group | None,
-    wanted: dict[Ids, int],
-    found: dict[Ids, Tensor],
-) -> None:
-    own = sorted(lot.own, key=len, reverse=True)
-    for first in range(0, len(own), GROUP_ROWS):
-        rows = own[first : first + GROUP_ROWS]
-        nums = [wanted[row] for row in rows]
-        rest = [row[lot.shared :] for row in rows]
-        if max(nums) == 1:
-            read, _ = decoder.prefill(rest, prefix=prefix)
-        else:
-            read, _ = decoder.prefill(rest, prefix=prefix, wanted=nums)
-        found |= zip(rows, torch.split(read, nums), strict=True)
-    for part in lot.parts:
-        group = decoder.prefill([part.beginning[lot.shared :]], prefix=prefix, whole=True)[1]
-        _read(decoder, part, group, wanted, found)
+def _beginnings(decoder: Decoder, lot: Lot, prefix: Group | None) -> list[tuple[Ids, Group | None]]:
+    """All texts of a lot with what they go on from; beginnings of one depth are read together."""
+    texts: list[tuple[Ids, Group | None]] = []
+    read = [(lot, prefix)]
+    while read:
+        texts += [(text, group) for one, group in read for text in one.own]
+        parts = [(part, group) for one, group in read for part in one.parts]
+        read = []
+        for some in _batches(parts, lambda part: part.shared):
+            rest = [part.beginning[_used(group) :] for part, group in some]
+            _, group = decoder.prefill(rest, after=[group for _, group in some], whole=True)
+            read += [(part, group.row(row)) for row, (part, _) in enumerate(some)]
+    return texts
+
+
+def _used(group: Group | None) -> int:
+    return 0 if group is None else group.used
+
+
+def _batches(
+    items: Sequence[tuple[Item, Group | None]], length: Callable[[Item], int]
+) -> list[list[tuple[Item, Group | None]]]:
+    """Items with as many tokens left to read, and what each goes on from."""
+    longest = sorted(items, key=lambda item: length(item[0]) - _used(item[1]), reverse=True)
+    return [longest[first : first + GROUP_ROWS] for first in range(0, len(longest), GROUP_ROWS)]

@@ -37,6 +37,7 @@ from cai.story import (
     duration,
     label,
     number,
+    sample_anchor,
     visible,
 )
 from cai.types import Prompt, RevisionChain, RevisionOutcome, RevisionStep
@@ -124,6 +125,7 @@ def render_report(story: RunStory) -> str:
             run_facts=_run_facts(story),
             outcome_names=_outcome_names(story),
             chains=_chains(story),
+            anchors=_anchors(story),
             charts=figures_of(story),
             feedback=_feedback_view(story.feedback),
             preference_rows=_preference_rows(story.preference_model),
@@ -179,6 +181,8 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
         (True, "shows", "What this run shows"),
         (True, "run", "What was run"),
         (story.audit, "audit", "What reading the document tells"),
+        (story.audit and story.audit.measured, "measured", "What its labels tell"),
+        (story.trace, "trace", "What moved this response"),
         (story.constitution, "constitution", "The constitution"),
         (story.revisions, "revisions", "Drafts, critiques, revisions"),
         (story.sl_policy, "sl-policy", "SL-CAI fine-tune"),
@@ -186,6 +190,7 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
         (story.preference_model, "preference-model", "Preference model"),
         (story.dpo, "dpo", "Direct preference optimization"),
         (story.ppo, "ppo", "Reinforcement learning"),
+        (story.attribution, "attribution", "What each principle did"),
         (story.examples, "examples", "Before and after"),
         (story.evaluation, "evaluation", "Evaluation"),
         (has_principles, "principles", "Results by principle"),
@@ -231,6 +236,16 @@ def _chains(story: RunStory) -> list[_ChainView]:
     texts = {principle.id: principle.principle for principle in principles}
     chains = story.revisions.chains if story.revisions else ()
     return [_chain_view(chain, texts) for chain in chains]
+
+
+def _anchors(story: RunStory) -> list[str]:
+    """An id for every example, none twice."""
+    found: list[str] = []
+    for example in story.examples:
+        anchor = sample_anchor(example.prompt)
+        seen = found.count(anchor) + sum(one.startswith(f"{anchor}-") for one in found)
+        found.append(f"{anchor}-{seen + 1}" if seen else anchor)
+    return found
 
 
 def _chain_view(chain: RevisionChain, principles: dict[str, str]) -> _ChainView:
@@ -377,7 +392,6 @@ def _principle_columns(constitution: ConstitutionStory | None) -> list[_Column]:
     counts = [
         ("Drawn for critiques", tuple(row.num_critiques for row in rows)),
         ("Drawn for comparisons", tuple(row.num_comparisons for row in rows)),
-        ("Share of training signal", tuple(row.signal_share for row in rows)),
     ]
     estimates = [
         ("Revision rate", tuple(row.revision_rate for row in rows)),

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from cai.config import ComparedConfig, Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
+from cai.config import (
+    AuditPhaseConfig,
+    ComparedConfig,
+    Config,
+    EvaluateConfig,
+    RLAIFConfig,
+    SLCAIConfig,
+)
 from cai.feedback_config import EndpointConfig, EnsembleConfig, FeedbackConfig
 from cai.model_config import ModelConfig, ServerConfig
 
@@ -22,6 +29,10 @@ def roles(config: Config) -> dict[str, Asked]:
         found["preference model"] = phase.preference_base
     compares = isinstance(phase, ComparedConfig) or config.evaluation.num_critique_controls > 0
     if isinstance(phase, EvaluateConfig) or (isinstance(phase, SLCAIConfig) and compares):
+        found |= feedback_roles(config.feedback, phase.feedback_model)
+    if isinstance(phase, AuditPhaseConfig) and config.audit.num_pairs > 0:
+        if config.audit.pairs_from is None:
+            found["policy"] = config.model
         found |= feedback_roles(config.feedback, phase.feedback_model)
     return found
 

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cai import __version__, paths
-from cai.config import AuditPhaseConfig
+from cai.config import AuditPhaseConfig, TraceConfig
 from cai.errors import ConfigError, Interrupted, UserError
 from cai.explain import CommandLine, explain
 from cai.job import PROGRAM, Job, describe
@@ -92,6 +92,11 @@ def _compose_and_run(cfg: DictConfig) -> float | None:
             from cai.audit import session
 
             session.execute(config, job)
+            return None
+        if isinstance(config.phase, TraceConfig):  # wrong ids are refused before torch is there
+            from cai.trace import session as trace_session
+
+            trace_session.execute(config, job)
             return None
         from cai.session import execute
 

@@ -37,6 +37,7 @@ from cai.config import (
     PhaseConfig,
     RLAIFConfig,
     SLCAIConfig,
+    TraceConfig,
     field_names,
 )
 from cai.errors import ConfigError
@@ -71,6 +72,7 @@ PHASES: dict[str, type[PhaseConfig]] = {
     "dpo": DPOPhaseConfig,
     "evaluate": EvaluateConfig,
     "audit": AuditPhaseConfig,
+    "trace": TraceConfig,
 }
 """Option of group `phase` -> its type."""
 
@@ -193,6 +195,11 @@ def _stem(path: str) -> str:
     return _slug(PurePath(path).stem) or "constitution"
 
 
+def _subject(document: str, run: str | None) -> str:
+    """Return the folder name of what a run is about: its document; of a trace, the run's."""
+    return (_slug(PurePath(run).parent.name) if run else "") or _stem(document)
+
+
 def _slug(text: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9_.,=@+-]+", "-", text or "").strip(".-")[:100]
 
@@ -220,7 +227,7 @@ def _register() -> None:
     register("cai_base", _base, replace=True)
     register("cai_name", _name, replace=True)
     register("cai_slug", _slug, replace=True)
-    register("cai_stem", _stem, replace=True)
+    register("cai_subject", _subject, replace=True)
     register("cai_sweep", _sweep, replace=True)
     register("cai_options", _options_line, replace=True)
 

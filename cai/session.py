@@ -1,12 +1,14 @@
 """One run from typed settings to a run folder: set-up, phase, account of what happened.
 
 The run folder holds `config.yaml` (resolved), `manifest.json` (stage, digest, reused or computed,
-seconds, counts), `metrics.json` (flat), `metrics.jsonl` (by step), `report.html` and the log. What
-stages make is in the store, so a run that is interrupted loses nothing: the same command goes on.
+seconds, counts), `metrics.json` (flat), `metrics.jsonl` (by step), `report.html` and the log; after
+rlaif and dpo also `attribution.json` (`cai.attribution_record`). What stages make is in the store,
+so a run that is interrupted loses nothing: the same command goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import errno
@@ -16,6 +18,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import yaml
 
 from cai import account, constitution, embedded, paths
 from cai.artifacts import Store, write_atomically
+from cai.attribution_record import FILE as ATTRIBUTION
 from cai.chapters import Outputs
 from cai.choices import ModelSource
 from cai.config import Config, DPOPhaseConfig, EvaluateConfig, RLAIFConfig, SLCAIConfig
@@ -52,19 +56,28 @@ def execute(config: Config, job: Job) -> float | None:
     Raises:
         UserError: for everything that the user can put right.
     """
-    _set_up(config)
-    for asked in roles(config).values():
-        if isinstance(asked, ModelConfig) and asked.source is ModelSource.embedded:
-            embedded.made(embedded.named(asked.path))
+    set_up(config)
+    _require_embedded(config)
     job = dataclasses.replace(job, command=str(config_record(job.command)))
     document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
     if config.plan:
-        context = _context(config, job, document, MemoryTracker())
+        context = open_context(config, job, document, MemoryTracker())
         _run_phase(config, context)
         print(plan_text(context))
         return None
-    try:
+    with limits_told(config, job):
         return _execute(config, job, document)
+
+
+@contextlib.contextmanager
+def limits_told(config: Config, job: Job) -> Iterator[None]:
+    """A full disk or memory becomes a message that says how to go on.
+
+    Raises:
+        UserError: in place of the error of the operating system or of torch.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno in FULL:
             raise UserError(
@@ -77,6 +90,13 @@ def execute(config: Config, job: Job) -> float | None:
             "Out of memory. What was finished before is kept. Type a smaller "
             "hardware.micro_batch_size=... and go on with: " + job.command
         ) from error
+
+
+def _require_embedded(config: Config) -> None:
+    """Refuse a run that would ask an embedded model which was never made."""
+    for asked in roles(config).values():
+        if isinstance(asked, ModelConfig) and asked.source is ModelSource.embedded:
+            embedded.made(embedded.named(asked.path))
 
 
 def _execute(config: Config, job: Job, document: Constitution) -> float | None:
@@ -96,7 +116,7 @@ def _execute(config: Config, job: Job, document: Constitution) -> float | None:
     status = "failed"
     context = None
     try:
-        context = _context(config, job, document, tracker)
+        context = open_context(config, job, document, tracker)
         outputs = _run_phase(config, context)
         seconds = time.monotonic() - started
         told = account.tell(config, job, context, outputs, started=when, seconds=seconds)
@@ -119,7 +139,7 @@ def _execute(config: Config, job: Job, document: Constitution) -> float | None:
             _write_manifest(context, job, run_dir, status=status, started=when)
 
 
-def _set_up(config: Config) -> None:
+def set_up(config: Config) -> None:
     """Threads, determinism and quiet libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if config.hardware.num_threads is not None:
@@ -134,7 +154,8 @@ def _set_up(config: Config) -> None:
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
 
 
-def _context(config: Config, job: Job, document: Constitution, tracker: Tracker) -> RunContext:
+def open_context(config: Config, job: Job, document: Constitution, tracker: Tracker) -> RunContext:
+    """What the stages of a run may touch."""
     return RunContext(
         run_dir=Path(job.run_dir),
         store=Store(root=Path(config.output_dir) / "store"),
@@ -183,6 +204,9 @@ def _write(path: Path, text: str) -> None:
 def _publish(told: account.Account, run_dir: Path, tracker: RunTracker) -> None:
     """Metrics, report and samples, locally and in the mirror."""
     _write(run_dir / "metrics.json", json.dumps(told.metrics, indent=1, allow_nan=False) + "\n")
+    if told.attribution is not None:
+        text = json.dumps(told.attribution, indent=1, allow_nan=False) + "\n"
+        _write(run_dir / ATTRIBUTION, text)
     write_report(told.story, run_dir / "report.html")
     tracker.summary(told.metrics)
     for name, table in told.tables.items():

@@ -8,12 +8,14 @@ a reader must see what is there, and a terminal must not obey it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.acceptance import CommonTail
+from cai.attribution import AttributionStory
 from cai.audit.story import AuditStory
 from cai.choices import Combine, Condition
 from cai.critique_story import CritiqueStory
@@ -22,6 +24,7 @@ from cai.feedback.gate import GateResult
 from cai.feedback.measures import Measures
 from cai.preference_measures import PreferenceMeasures
 from cai.statistics import Estimate
+from cai.trace.story import TraceStory
 from cai.types import Prompt, RevisionChain
 
 _INVISIBLE = re.compile(
@@ -36,6 +39,7 @@ _LABELS = {
     "dpo": "DPO",
     "evaluate": "Evaluation",
     "audit": "Audit",
+    "trace": "Trace",
 }
 
 
@@ -78,8 +82,6 @@ class PrincipleStory:
     """Share of its steps that changed the response."""
     decisiveness: Estimate | None = None
     """Mean |2p - 1| of its soft labels: 0 says nothing, 1 is certain."""
-    signal_share: float | None = None
-    """Its part of the summed |2p - 1| over all labels that were learned from."""
     flip_rate: Estimate | None = None
     """Share of its comparisons where the two presentation orders disagree."""
     test_accuracy: Estimate | None = None
@@ -318,6 +320,8 @@ class RunStory:
     preference_model: PreferenceModelStory | None = None
     dpo: DPOStory | None = None
     ppo: PPOStory | None = None
+    attribution: AttributionStory | None = None
+    trace: TraceStory | None = None
     examples: tuple[Example, ...] = ()
     evaluation: EvaluationStory | None = None
     stages: tuple[StageStory, ...] = ()
@@ -332,6 +336,12 @@ def visible(text: str) -> str:
     emoji need them.
     """
     return _INVISIBLE.sub(lambda m: f"\u27e8U+{ord(m[0]):04X}\u27e9", text.replace("\r\n", "\n"))
+
+
+def sample_anchor(prompt: Prompt) -> str:
+    """Where a report shows a held-out prompt; the same for the same prompt in every report."""
+    name = f"{prompt.kind}:{prompt.id}".encode("utf-8", "surrogatepass")
+    return f"sample-{hashlib.sha256(name).hexdigest()[:12]}"
 
 
 def label(name: str) -> str:

@@ -310,6 +310,27 @@ class ControlComparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyComparison:
+    """The feedback's preference between two policies' responses, under every principle."""
+
+    before: str
+    """Policy whose response is b."""
+    after: str
+    """Policy whose response is a."""
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEmbedding:
+    """Where a prompt lies for the frozen base."""
+
+    prompt_id: str
+    kind: PromptKind
+    vector: str
+    """(d,) float32 as base64, little-endian: mean direction of the middle layer's states."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """Features of a labelled pair, float32 as base64, little-endian."""
 

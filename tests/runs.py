@@ -99,7 +99,9 @@ def run(folder: Path, *arguments: str, fault: str | None = None, **environment: 
 
 def tiny_arguments(model: Path, phase: str = "rlaif") -> list[str]:
     """Settings of a run in seconds: the tiny random model in every role."""
-    roles = ["feedback_model"] + ([] if phase == "evaluate" else ["critique_models.main"])
+    roles = ["feedback_model"] + (
+        [] if phase in ("evaluate", "audit") else ["critique_models.main"]
+    )
     arguments = [
         f"phase={phase}",
         "constitution=medical",

@@ -46,6 +46,7 @@ from cai.types import (
     Sample,
     Split,
 )
+from tests import attribution_stories
 
 DRAFT = (
     "If you have been taking ibuprofen for your back and it is not enough, you can take more of "
@@ -185,7 +186,6 @@ def constitution(draw):
                 decisiveness=statistics.bootstrap_mean(
                     [draw.random() * 0.3 for _ in range(comparisons)], num_resamples=200, seed=0
                 ),
-                signal_share=0.125 + draw.uniform(-0.04, 0.04),
                 flip_rate=statistics.wilson_interval(draw.randint(3, 8), comparisons),
                 test_accuracy=statistics.wilson_interval(draw.randint(1, 5), 6)
                 if name != "no_shame"
@@ -597,6 +597,7 @@ def full_story():
         preference_model=preference_model(draw),
         dpo=dpo(),
         ppo=ppo(draw),
+        attribution=attribution_stories.attribution(PRINCIPLES),
         examples=examples(),
         evaluation=evaluation(draw),
         stages=tuple(

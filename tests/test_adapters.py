@@ -4,11 +4,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from cai import adapters
-from cai.adapters import active, forward_hidden, training
+from cai import adapters, attention
+from cai.adapters import active, forward_hidden, forward_pairs, training
 from cai.batches import collate
 from cai.errors import UserError
 from cai.full_weights import causal_of
+from cai.fused import fused
 from cai.heads import ScoreHead, token_logprobs
 from cai.low_rank import lora_layers
 from cai.model_config import LoRAConfig
@@ -53,7 +54,8 @@ def flags(model):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_new_adapter_changes_nothing_and_is_float32(dtype):
     base = tiny_model(dtype=dtype)
-    before = base(IDS).logits
+    with attention.written_out(base), fused(base):
+        before = base(IDS).logits
     model = adapters.attach(base, lora(), adapter="policy", seed=1)
     assert torch.equal(logits(model, "policy"), before)
     kinds = {p.dtype for name, p in model.named_parameters() if "lora_" in name}
@@ -377,3 +379,33 @@ def test_files_that_do_not_read_back_the_same_are_refused(tmp_path, monkeypatch,
     with pytest.raises(UserError, match="does not give the same logits"):
         save(model, tmp_path)
     assert set(flags(model)) == before
+
+
+@both_kinds
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pair_whose_prompt_is_computed_once_is_the_pair(trained, dtype):
+    """States and gradients of pairs joined in rows are those of their sequences apart."""
+    prompts, firsts, seconds = [range(9, 12), range(30, 110)], [5, 60], [40, 7]
+    sides = [
+        (list(prompt), [(7 * k + length) % 250 + 10 for k in range(length)])
+        for lengths in (firsts, seconds)
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    tokens = collate(sides, pad_id=0)
+    model = two_adapters(dtype=dtype, trained=trained)
+    found = {}
+    with training(model, "policy"):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for way in ("joined", "apart"):
+            if way == "joined":
+                hidden = forward_pairs(model, tokens, adapter="policy")
+            else:
+                hidden = forward_hidden(model, tokens.ids_BS, tokens.mask_BS, adapter="policy")
+            assert hidden.shape[:2] == tokens.ids_BS.shape
+            read = hidden[tokens.mask_BS].float()
+            gradients = torch.autograd.grad(read.pow(3).mean(), parameters, allow_unused=True)
+            found[way] = [read.detach(), *(g for g in gradients if g is not None)]
+    exact = dtype is torch.float32
+    for one, other in zip(found["joined"], found["apart"], strict=True):
+        gap = float((one - other).abs().max() / other.abs().max().clamp(min=1e-6))
+        assert gap < (1e-5 if exact else 0.1)

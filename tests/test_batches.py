@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cai.batches import collate, split_by_length
+from cai.batches import collate, joined_pairs, split_by_length
 
 PAD = 0
 
@@ -54,3 +54,17 @@ def test_an_empty_prompt_is_refused():
 def test_groups_are_alike_in_length_and_complete():
     lengths = [3, 9, 1, 9, 5]
     assert split_by_length(lengths, 2) == [[1, 3], [4, 0], [2]]
+
+
+def test_pairs_are_joined_behind_their_prompts():
+    firsts, seconds = [([5, 6], [7]), ([8], [9, 2, 3])], [([5, 6], [4, 2]), ([8], [2])]
+    tokens = collate([*firsts, *seconds], pad_id=PAD)
+    joined = joined_pairs(tokens)
+    assert joined.ids_PW.tolist() == [[5, 6, 7, 4, 2], [8, 9, 2, 3, 2]]
+    assert joined.positions_PW.tolist() == [[0, 1, 2, 2, 3], [0, 1, 2, 3, 1]]
+    assert joined.first_P == (2, 1)
+    assert joined.second_P == (3, 4)
+    back = joined.ids_PW.flatten()[joined.places].view(tokens.ids_BS.shape)
+    assert torch.equal(back[tokens.mask_BS], tokens.ids_BS[tokens.mask_BS])
+    # A second response reads the prompt where the first one's row has it.
+    assert joined.places.view(4, 4)[2].tolist() == [0, 1, 3, 4]

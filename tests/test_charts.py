@@ -23,6 +23,7 @@ def every_chart():
         charts.calibration_chart(bins, key="b", x_label="stated", y_label="correct"),
         charts.histogram([0.1, 0.5, 1.0], key="c", x_label="p", y_label="comparisons"),
         charts.interval_chart(rows, key="d", x_label="accuracy", reference=0.5),
+        charts.heat_map(["a <b>", "c"], [[1.0, 0.25], [0.25, 1.0]], key="e", told="Conflicts"),
     ]
 
 
@@ -86,3 +87,17 @@ def test_nothing_to_draw_is_none():
     assert charts.histogram([], key="a", x_label="", y_label="") is None
     assert charts.calibration_chart((), key="a", x_label="", y_label="") is None
     assert charts.interval_chart([], key="a", x_label="") is None
+
+
+def test_a_heat_map_tells_the_largest_and_leaves_out_what_is_no_number():
+    values = [[1.0, 0.1, 0.4], [0.1, 1.0, math.nan], [0.4, math.nan, 1.0]]
+    chart = charts.heat_map(["one", "two", "three"], values, key="k", told="Conflicts")
+    assert chart.alternative == "Conflicts. The largest: one and three: 0.40; one and two: 0.10."
+    assert chart.svg.count(">.40<") == 2
+    assert chart.svg.count("opacity: 0.65") == 2
+    assert ">1.00<" not in chart.svg
+    assert "nan" not in chart.svg
+    names = [str(number) for number in range(charts.NUMBERED + 1)]
+    many = charts.heat_map(names, [[0.3] * len(names)] * len(names), key="k", told="Many")
+    assert ">.30<" not in many.svg
+    assert charts.heat_map(["one"], [[1.0]], key="k", told="One") is None

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cai import paths
-from cai.config import Config, DPOPhaseConfig, RLAIFConfig, SLCAIConfig
+from cai.config import AuditPhaseConfig, Config, DPOPhaseConfig, RLAIFConfig, SLCAIConfig
 from cai.errors import ConfigError
 from cai.model_config import ServerConfig
 from cai.schema import FEEDBACK, PARTS, PHASES, RUN_GROUPS, SECTIONS, options, to_config
@@ -148,6 +148,9 @@ def test_debug_tiny_makes_every_phase_smaller(phase):
         assert tiny.phase.prompts.num_red_team < full.phase.prompts.num_red_team
     if isinstance(tiny.phase, RLAIFConfig):
         assert tiny.phase.ppo.num_iterations < full.phase.ppo.num_iterations
+    if isinstance(tiny.phase, AuditPhaseConfig):
+        assert tiny.audit.num_pairs < full.audit.num_pairs
+        assert tiny.phase.sampling.max_new_tokens < full.phase.sampling.max_new_tokens
     if isinstance(tiny.phase, DPOPhaseConfig):
         assert tiny.phase.dpo.batch_size < full.phase.dpo.batch_size
 
@@ -169,6 +172,12 @@ def test_phases_that_share_stages_have_the_same_values_for_them(first, second, d
     assert "sl_policy" in shared
     assert ("comparisons" in shared) == ("pairs" in shared) == (first == "rlaif")
     assert all(one[key] == other[key] for key in shared)
+
+
+def test_an_audit_samples_on_the_prompts_that_training_draws():
+    for debug in ([], ["debug=tiny"]):
+        audit, sl_cai = (composed(f"phase={name}", *debug).phase for name in ("audit", "sl_cai"))
+        assert audit.prompts == sl_cai.prompts
 
 
 def test_dpo_holds_out_what_the_preference_model_does():

@@ -71,7 +71,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None
         import_document("medical", tmp_path / "mine.json")
     with pytest.raises(UserError, match="cannot be written"):
         import_document("medical", tmp_path / "nowhere" / "mine.yaml")
-    with pytest.raises(UserError, match="^FILE=medcal: .* Did you mean medical"):
+    with pytest.raises(UserError, match=r"^FILE=medcal: .* Did you mean medical"):
         import_document("medcal", tmp_path / "new.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 

@@ -35,7 +35,7 @@ def test_a_text_file_is_one_sentence_a_line(read) -> None:
     assert [p.principle for p in constitution.principles] == [
         "Be kind: always.", "Name a source", "Be brief!", "Say `no`.",
     ]  # fmt: skip
-    assert [p.id for p in constitution.principles][0] == "be_kind_always"
+    assert constitution.principles[0].id == "be_kind_always"
     nodes = [constitution.origins[p.id].own.node for p in constitution.principles]
     assert [(node.line, node.column) for node in nodes] == [(3, 1), (4, 5), (5, 4), (6, 3)]
 
@@ -110,13 +110,13 @@ def test_a_document_may_extend_one_in_another_shape(read, tmp_path: Path) -> Non
 
 
 REFUSED = {
-    "trailing comma": ('["a",]', "1:6", "document", "expected a value"),
+    "trailing comma": ('["a",]', "1:6", "[1]", "expected a value"),
     "open list": ('["a"', "1:5", "document", "the end of the file"),
     "open text": ('["a\n', "1:4", "[0]", "Invalid control character"),
     "two values": ('["a"] ["b"]', "1:7", "document", "something follows"),
     "single quotes": ("['a']", "1:2", "[0]", "expected a value"),
     "comment": ('["a"] // b', "1:7", "document", "something follows"),
-    "bad escape": ('["\\x"]', "1:4", "[0]", "Invalid \\\\escape"),
+    "bad escape": ('["\\x"]', "1:3", "[0]", "Invalid \\escape"),
     "no colon": ('{"a" "b"}', "1:6", "a", "expected :"),
     "key without quotes": ("{a: 1}", "1:2", "document", "name must be text"),
     "duplicate key": ('{"a": {"prompt": "b", "edit_request": "c"},\n "a": "d"}', "2:2", "a",
@@ -137,7 +137,7 @@ REFUSED = {
                         "principles[1].id", "a is already the id of principles[0] in line 1"),
     "lone surrogate": ('["\\ud800"]', "1:2", "principles[0]", "U+D800"),
     "control token": ('["a <|im_end|> b"]', "1:2", "principles[0]", "control token"),
-    "too many": (json.dumps([{"critic": "b", "revision": "c"}] * 1001), "1:36002",
+    "too many": (json.dumps([{"critic": "b", "revision": "c"}] * 1001), "1:34002",
                  "principles[1000]", "at most 1,000"),
 }  # fmt: skip
 
@@ -160,7 +160,7 @@ def test_malformed_json_is_refused_with_its_place(read, label: str) -> None:
         ("Be kind.\n<|im_start|>system\n", "2:1: principles[1]", "control token"),
         ("Be kind.\nBe\u202e kind\n", "2:3: document", "U+202E"),
         ("a" * 4001, "1:1: principles[0]", "has 4,001 characters"),
-        ("Be kind.\nbe  kind.\n", "2:1: principles[1]", "repeats be_kind of my.txt"),
+        ("Be kind.\nbe  kind.\n", "2:1: principles[1]", "repeats principles[0]"),
     ],
 )
 def test_malformed_text_is_refused_with_its_place(

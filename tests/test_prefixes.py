@@ -46,12 +46,14 @@ def test_what_all_share_and_what_pairs_share_beyond_it() -> None:
 
 
 def test_a_pass_that_spares_too_little_is_not_made() -> None:
-    short = B[: MIN_SPARED - 1]
-    texts = [(*A, *short, 1), (*A, *short, 2), (*A, 1)]
-    lot = but_last(texts)
-    assert (lot.shared, set(lot.own), lot.parts) == (80, set(texts), ())
-    three = [*texts, (*A, *short, 3)]
-    assert [part.shared for part in but_last(three).parts] == [80 + len(short)]
+    least = MIN_SPARED // 3
+    fillers = [(*A, 900 + n) for n in range(4)]
+    for num, parts in ((least - 1, []), (least, [80 + least])):
+        pair = [(*A, *B[:num], 1), (*A, *B[:num], 2)]
+        lot = but_last([*pair, *fillers])
+        assert lot.shared == 80
+        assert [part.shared for part in lot.parts] == parts
+        assert sorted(covered(lot)) == sorted([*pair, *fillers])
     opening = A[: MIN_PREFIX - 1]
     assert but_last([(*opening, 1), (*opening, 2)]).shared == 0
     assert but_last([(*A[:MIN_PREFIX], 1), (*A[:MIN_PREFIX], 2)]).shared == MIN_PREFIX
@@ -74,7 +76,7 @@ def test_every_text_keeps_the_tokens_whose_states_are_wanted() -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 @pytest.mark.parametrize("above", [0, 40, KEPT_ONCE + 20])
 def test_states_equal_the_models_own_whatever_is_shared(name: str, above: int) -> None:
-    """Three pairs that share more, one of them a long beginning, rows of two groups, a lone row."""
+    """Pairs and a crowd that share more, rows of two groups, a lone row, one text twice."""
     model = family(name)
     opening = ids(above)
     pairs = [ids(length, start=length) for length in (66, ATTENDED + 15, 140)]

@@ -10,9 +10,9 @@ import pytest
 from cai import report
 from cai.errors import UserError
 from cai.statistics import Estimate
-from cai.story import PPOStory, RunStory, SLPolicyStory, duration
+from cai.story import PPOStory, RunStory, SLPolicyStory, duration, sample_anchor
 from cai.types import Sample
-from tests import stories
+from tests import attribution_stories, stories
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -299,8 +299,8 @@ def test_missing_parts_leave_no_hole():
 PARTS = {
     "constitution": "constitution", "revisions": "revisions", "sl_policy": "sl-policy",
     "feedback": "feedback", "preference_model": "preference-model", "dpo": "dpo",
-    "ppo": "ppo", "examples": "examples", "evaluation": "evaluation", "stages": "stages",
-    "limits": "limits",
+    "ppo": "ppo", "attribution": "attribution", "examples": "examples",
+    "evaluation": "evaluation", "stages": "stages", "limits": "limits",
 }  # fmt: skip
 
 
@@ -386,3 +386,41 @@ def test_write_is_atomic(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(UserError, match="Cannot write"):
         report.write_report(RunStory(headline=stories.headline()), tmp_path / "no" / "report.html")
+
+
+def traced(**values):
+    return RunStory(
+        headline=stories.headline(),
+        trace=attribution_stories.trace(stories.chains()[0], **values),
+    )
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_a_trace_is_inert_whatever_its_texts_are(payload):
+    story = dataclasses.replace(
+        traced(), trace=dataclasses.replace(poisoned(traced(), payload).trace, link="")
+    )
+    assert_inert(Page(report.render_report(story)))
+
+
+def test_a_trace_links_to_the_sample_in_the_report_of_its_run():
+    whole = stories.full_story()
+    page = Page(report.render_report(whole))
+    anchor = sample_anchor(whole.examples[0].prompt)
+    assert anchor in page.ids
+    link = f"../../../rlaif/medical/2026/report.html#{anchor}"
+    found = Page(report.render_report(traced(link=link)))
+    assert link in [dict(a)["href"] for tag, a in found.tags if tag == "a"]
+    assert "at this sample" in found.text
+    for text in ("Take two, and sleep well.", "red_team-031", "score 0.700", "0.620", "Round 5"):
+        assert text in found.text
+
+
+def test_two_samples_of_one_id_have_an_anchor_each():
+    whole = stories.full_story()
+    first = whole.examples[0]
+    page = Page(report.render_report(dataclasses.replace(whole, examples=(first, first, first))))
+    anchor = sample_anchor(first.prompt)
+    assert [one for one in page.ids if one.startswith("sample-")] == [
+        anchor, f"{anchor}-2", f"{anchor}-3",
+    ]  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 
-from cai import paths
+from cai import embedded, paths, session
 from cai.config import Config
+from cai.errors import UserError
 from cai.roles import name_of, roles
 from cai.schema import to_config
 
@@ -43,6 +46,13 @@ def test_a_method_with_its_own_model_does_not_ask_the_phases() -> None:
     assert named("phase=evaluate", *own) == {"feedback model": "smollm2_135m"}
 
 
+def test_an_audit_asks_a_judge_and_samples_pairs_unless_it_reads_alone() -> None:
+    judge = {"feedback model": "qwen2_5_0_5b"}
+    assert named("phase=audit", QWEN) == {"policy": "smollm2_135m", **judge}
+    assert named("phase=audit", QWEN, "audit.pairs_from=run") == judge
+    assert named("phase=audit", QWEN, "audit.num_pairs=0") == {}
+
+
 def test_members_of_an_ensemble_are_roles_of_their_own() -> None:
     members = (
         "feedback=ensemble", "~feedback.members.third", QWEN,
@@ -65,3 +75,16 @@ def test_phase_one_judges_only_where_critiques_are_compared() -> None:
 def test_a_preference_model_of_its_own_is_a_role() -> None:
     found = named("phase=rlaif", "model@phase.preference_base=qwen2_5_0_5b")
     assert found["preference model"] == "qwen2_5_0_5b"
+
+
+def test_only_embedded_models_that_are_asked_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path))
+    session._require_embedded(config_of("phase=evaluate", QWEN, *SERVED))
+    with pytest.raises(UserError, match="qwen2_5_0_5b"):
+        session._require_embedded(config_of("phase=evaluate", QWEN))
+    smollm2 = embedded.named("smollm2_135m").folder
+    smollm2.mkdir(parents=True)
+    (smollm2 / embedded.SEAL).touch()
+    session._require_embedded(config_of("phase=rlaif", QWEN, *SERVED))

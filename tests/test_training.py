@@ -1,5 +1,6 @@
 """Exact resume, signals, silence: what Lightning alone does not give."""
 
+import json
 import os
 import signal
 import subprocess
@@ -34,6 +35,8 @@ from tests.tiny import (
     token_score,
 )
 
+CURVES = Path(__file__).with_name("curves.json")
+"""Metrics of every step, by stage; recorded by `python -m tests.curves`."""
 NUM_STEPS = {"sl_policy": 6, "preference_model": 6, "dpo_policy": 6, "policy": 4}
 
 
@@ -110,6 +113,15 @@ def test_the_same_seed_gives_the_same_bits(uninterrupted, stage, tmp_path):
     again = {}
     assert_same_bits(weights, train(stage, tmp_path, again.__setitem__))
     assert again == reported
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_curves_are_those_on_record(uninterrupted, stage):
+    _, reported, _ = uninterrupted[stage]
+    expected = json.loads(CURVES.read_text("ascii"))[stage]
+    assert [str(step) for step in reported] == list(expected)
+    for step, metrics in reported.items():
+        assert metrics == pytest.approx(expected[str(step)], rel=2e-3, abs=1e-4), f"step {step}"
 
 
 POINTS = [

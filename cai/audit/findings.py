@@ -71,14 +71,14 @@ class Waived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sorted:
-    """Findings after the waivers."""
+class AfterWaivers:
+    """What is left of the findings, and what was taken back."""
 
     findings: tuple[Finding, ...]
     waived: tuple[Waived, ...]
 
 
-def apply_waivers(document: Document, findings: Iterable[Finding]) -> Sorted:
+def apply_waivers(document: Document, findings: Iterable[Finding]) -> AfterWaivers:
     """Take back what is waived, and add what is wrong with the waivers, by file and line.
 
     A parent's waivers count for findings in the parent; one that nothing needs is reported in the
@@ -105,7 +105,7 @@ def apply_waivers(document: Document, findings: Iterable[Finding]) -> Sorted:
                 quote = _quote(waiver.file, waiver.line, waiver.column, f"noqa: {code}")
                 message = f"Nothing here is found under {code}."
                 kept.append(Finding(code="C003", message=message, quotes=(quote,)))
-    return Sorted(
+    return AfterWaivers(
         findings=tuple(sorted(kept, key=_order)),
         waived=tuple(sorted(waived, key=lambda item: _order(item.finding))),
     )

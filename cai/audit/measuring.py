@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,16 +26,16 @@ from cai.feedback.labelled import LabelledSet, constitution_tests
 from cai.job import Job
 from cai.model_config import ModelConfig
 from cai.models import dtype_of
-from cai.phases.audit import Outputs
-from cai.phases.sl_cai import judge_of
-from cai.phases.sl_cai import Inputs as JudgeInputs
+from cai.phases import sl_cai
+from cai.phases.audit import Inputs, Outputs
 from cai.plan import plan_text
 from cai.roles import feedback_roles, name_of, roles
+from cai.seeds import python_rng
 from cai.stages import audit as stages
 from cai.stages import sampling
 from cai.stages.comparisons import feedback_check
-from cai.story import StageStory
-from cai.tracking import MemoryTracker, Tracker
+from cai.story import FeedbackStory, StageStory
+from cai.tracking import MemoryTracker, RunTracker
 from cai.types import FeedbackCheck
 
 
@@ -50,6 +51,28 @@ class MeasuredRun:
     versions: dict[str, str]
     precision: str
     threads: int
+
+    feedback: FeedbackStory
+    """On the document's tests."""
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run's manifest says of the machine and the stages."""
+        return {
+            "precision": self.precision,
+            "threads": self.threads,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "versions": self.versions,
+            "stages": [
+                {
+                    "stage": result.name,
+                    "digest": result.artifact.digest,
+                    "status": str(result.status),
+                    "seconds": round(result.seconds, 3),
+                    "counts": result.counts,
+                }
+                for result in self.results
+            ],
+        }
 
     def stages(self) -> tuple[StageStory, ...]:
         """For the report."""
@@ -71,11 +94,15 @@ class _Version:
 
     constitution: Constitution
     check: Artifact
+    swapped: Artifact | None
+    """The tests, each under another principle; None where there is no other."""
     labels: Artifact
     wordings: Artifact | None
 
 
-def run(config: Config, job: Job, outputs: Outputs, tracker: Tracker) -> MeasuredRun:
+def run(
+    config: Config, job: Job, inputs: Inputs, outputs: Outputs, tracker: RunTracker
+) -> MeasuredRun:
     """Label the pairs under every principle and measure.
 
     Raises:
@@ -84,13 +111,12 @@ def run(config: Config, job: Job, outputs: Outputs, tracker: Tracker) -> Measure
     with session.limits_told(config, job):
         session.set_up(config)
         _make_models(config)
-        document = outputs.document.constitution
-        context = session.open_context(config, job, document, tracker)
+        context = session.open_context(config, job, inputs.constitution, tracker)
         pairs, num = _pairs(config, context)
         version = _version(config, context, pairs, num=num, wordings=config.audit.wordings)
         before = None
-        if outputs.compared is not None:
-            other = dataclasses.replace(context, constitution=outputs.compared)
+        if inputs.compared is not None:
+            other = dataclasses.replace(context, constitution=inputs.compared)
             before = _version(config, other, pairs, num=num, wordings=False)
         measured = measure(
             _labels(version, config.constitution.sampling),
@@ -111,18 +137,29 @@ def run(config: Config, job: Job, outputs: Outputs, tracker: Tracker) -> Measure
             versions=versions(),
             precision=precision,
             threads=threads,
+            feedback=_feedback(context, config, measured),
         )
 
 
-def plan(config: Config, job: Job, document: Constitution, compared: Constitution | None) -> str:
+def _feedback(context: RunContext, config: Config, measured: Measured) -> FeedbackStory:
+    tests = _tests(context)
+    return FeedbackStory(
+        method=config.feedback.method,
+        source=tests.source,
+        note=tests.note,
+        measured=measured.feedback,
+    )
+
+
+def plan(config: Config, job: Job, inputs: Inputs) -> str:
     """What would run: how many labels, and how long where such a stage ran before."""
     session.set_up(config)
     _make_models(config)
-    context = session.open_context(config, job, document, MemoryTracker())
+    context = session.open_context(config, job, inputs.constitution, MemoryTracker())
     pairs, num = _pairs(config, context)
     _version(config, context, pairs, num=num, wordings=config.audit.wordings)
-    if compared is not None:
-        other = dataclasses.replace(context, constitution=compared)
+    if inputs.compared is not None:
+        other = dataclasses.replace(context, constitution=inputs.compared)
         _version(config, other, pairs, num=num, wordings=False)
     return plan_text(context)
 
@@ -164,7 +201,7 @@ def _phase(config: Config) -> AuditPhaseConfig:
 def _version(
     config: Config, context: RunContext, pairs: Artifact, *, num: int, wordings: bool
 ) -> _Version:
-    inputs = JudgeInputs(
+    inputs = sl_cai.Inputs(
         model=config.model,
         principles=config.constitution.sampling,
         domain=config.constitution.domain,
@@ -172,14 +209,18 @@ def _version(
         feedback=config.feedback,
         evaluation=config.evaluation,
     )
-    judge = judge_of(_phase(config).feedback_model, inputs, context)
+    judge = sl_cai.judge_of(_phase(config).feedback_model, inputs, context)
     checked = feedback_check(context, judge=judge, labelled=_tests(context))
+    swapped = None
+    if len(context.constitution.principles) > 1 and checked.labelled.pairs:
+        swapped = feedback_check(context, judge=judge, labelled=_swapped(context)).artifact
     judge = judge.measured(checked)
     labelled = stages.labels(context, judge=judge, pairs=pairs, num=num)
     others = stages.other_wordings(context, judge=judge, pairs=pairs, num=num) if wordings else None
     return _Version(
         constitution=context.constitution,
         check=checked.artifact,
+        swapped=swapped,
         labels=labelled,
         wordings=others,
     )
@@ -196,6 +237,24 @@ def _tests(context: RunContext) -> LabelledSet:
     )
 
 
+def _swapped(context: RunContext) -> LabelledSet:
+    """The same tests, each under a principle of the document that it does not test."""
+    principles = context.constitution.principles
+    rng = python_rng(context.seed, "another principle")
+    tests = [
+        dataclasses.replace(
+            test, principle=rng.choice([one for one in principles if one != test.principle])
+        )
+        for test in _tests(context).pairs
+    ]
+    return LabelledSet(
+        pairs=tuple(tests),
+        source="the constitution's own tests under another principle",
+        note="Each test judged under a principle that it does not test, drawn for it.",
+        identity={"source": "tests", "principle": "another"},
+    )
+
+
 def _labels(version: _Version, drawing: PrincipleSampling) -> VersionLabels:
     plain = version.labels.records(PairLabels)
     others = version.wordings.records(PairLabels) if version.wordings else ()
@@ -207,6 +266,7 @@ def _labels(version: _Version, drawing: PrincipleSampling) -> VersionLabels:
             for principle in stages.principles_of(version.constitution)
         ),
         checks=tuple(version.check.records(FeedbackCheck)),
+        swapped=tuple(version.swapped.records(FeedbackCheck) if version.swapped else ()),
         pairs=tuple(plain),
         wordings=tuple(others),
     )

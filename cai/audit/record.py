@@ -20,6 +20,7 @@ changed meaning does. Places are 1-based; `file` is as the command was given it.
 * `changes`: null, or since another version: `before`, `after` (name and version), `same_digest`,
   `added`, `removed` (ids), `renamed` (new id to old), `fields` (list of `principle_id`, `field`,
   `before`, `after`), `new_findings`, `gone_findings` (as `findings`)
+* `measured`: null, or what its labels tell (`cai.audit.measured_record`)
 """
 
 from __future__ import annotations

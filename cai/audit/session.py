@@ -1,4 +1,7 @@
-"""One static audit from typed settings to a run folder, without torch: a lint belongs in every CI.
+"""One audit from typed settings to a run folder.
+
+Reading the document comes first and without torch, since a lint belongs in every CI; with
+`audit.num_pairs` above 0 its labels are measured after that (`cai.audit.measuring`).
 
 The folder holds what other runs have (`config.yaml`, `manifest.json`, `metrics.json`,
 `report.html`, the log), and `audit.json` (`cai.audit.record`).
@@ -11,8 +14,9 @@ import datetime
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,10 +24,14 @@ from cai import __version__, constitution, paths
 from cai.artifacts import write_atomically
 from cai.audit.codes import Severity
 from cai.audit.lint import Lint
+from cai.audit.measured import Measured
+from cai.audit.measured_record import measured_metrics, measured_record, measured_tables
+from cai.audit.measured_text import terminal_measured
 from cai.audit.prompt_sets import harms_of
 from cai.audit.record import record
+from cai.audit.retrain import command, write_without
 from cai.audit.story import AuditStory
-from cai.audit.text import terminal_audit, total
+from cai.audit.text import places, terminal_audit, total
 from cai.choices import FailOn
 from cai.config import Config
 from cai.constitution import Constitution
@@ -32,13 +40,44 @@ from cai.job import Job
 from cai.phases import audit
 from cai.report import write_report
 from cai.story import ConstitutionStory, Headline, PrincipleStory, RunStory
-from cai.tracking import Tracker, config_record, open_tracker
+from cai.tracking import RunTracker, Tracker, config_record, open_tracker
+
+if TYPE_CHECKING:
+    from cai.audit.measuring import MeasuredRun
 
 _FAILS: dict[FailOn, tuple[Severity, ...]] = {
     FailOn.error: (Severity.error,),
     FailOn.warning: (Severity.error, Severity.warning),
     FailOn.never: (),
 }
+
+MEASURED = (
+    "Which principles this feedback can apply, by the document's own tests, and how its labels of "
+    "the sampled pairs depend on each principle.",
+)
+NOT_ASKED = (
+    "Whether a model can apply a principle, and what a policy would learn from it: no model was "
+    "asked."
+)
+NOT_TRAINED = (
+    "What a policy would learn: what happens without a principle, or since another version, is "
+    "predicted from labels, and nothing was trained."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """The measured part, and what checks its predictions."""
+
+    run: MeasuredRun
+    commands: dict[str, str]
+    """What to type to train without a principle, by its id."""
+    command_after: str
+
+    @property
+    def measured(self) -> Measured:
+        """Its numbers."""
+        return self.run.measured
 
 
 def execute(config: Config, job: Job) -> None:
@@ -56,11 +95,11 @@ def execute(config: Config, job: Job) -> None:
         harms=harms_of(config.data, config.constitution.domain),
     )
     if config.plan:
-        print(f"Plan: read {document.path.name}; no model, no stage. Nothing was run.")
+        _plan(config, job, inputs)
         return
     outputs = audit.run(config.audit, inputs)
     run_dir = Path(job.run_dir)
-    print(terminal_audit(outputs, run_dir=run_dir, encoding=sys.stdout.encoding), flush=True)
+    print(terminal_audit(outputs, encoding=sys.stdout.encoding), flush=True)
     problem = _problem(outputs.lint, config.audit.fail_on)
     tracker = open_tracker(
         config.logger,
@@ -72,21 +111,76 @@ def execute(config: Config, job: Job) -> None:
         run_config={"cai": config_record(config)},
     )
     try:
-        metrics = _metrics(outputs) | {"run/seconds": time.monotonic() - clock}
-        _track(outputs, metrics, tracker)
-        story = _story(config, job, outputs, started=started, seconds=metrics["run/seconds"])
-        write_report(story, run_dir / "report.html")
-        _write(run_dir / "audit.json", record(outputs, config.audit))
-        _write(run_dir / "metrics.json", metrics)
         text = yaml.safe_dump(config_record(config), sort_keys=False)
         write_atomically(run_dir / "config.yaml", text.encode())
+        labels = _measure(config, job, inputs, outputs, tracker)
+        metrics = _metrics(outputs) | (measured_metrics(labels.measured) if labels else {})
+        metrics["run/seconds"] = time.monotonic() - clock
+        _track(outputs, labels, metrics, tracker)
+        story = _story(
+            config, job, outputs, labels, started=started, seconds=metrics["run/seconds"]
+        )
+        write_report(story, run_dir / "report.html")
+        _write(run_dir / "audit.json", _record(config, outputs, labels))
+        _write(run_dir / "metrics.json", metrics)
         status = "failed" if problem else "done"
-        manifest = _manifest(config, job, document, status=status, started=started)
+        manifest = _manifest(config, job, document, labels, status=status, started=started)
         _write(run_dir / "manifest.json", manifest)
     finally:
         tracker.close(1 if problem else 0)
+    print(places(run_dir, encoding=sys.stdout.encoding), flush=True)
     if problem:
         raise UserError(problem)
+
+
+def _plan(config: Config, job: Job, inputs: audit.Inputs) -> None:
+    print(f"Plan: read {inputs.constitution.path.name}.", end=" ")
+    if config.audit.num_pairs == 0:
+        print("No model, no stage. Nothing was run.")
+        return
+    from cai.audit import measuring  # torch
+
+    print(f"Then:\n{measuring.plan(config, job, inputs)}")
+
+
+def _measure(
+    config: Config,
+    job: Job,
+    inputs: audit.Inputs,
+    outputs: audit.Outputs,
+    tracker: RunTracker,
+) -> Labels | None:
+    """Label pairs of responses and say what was found; None when no model is asked."""
+    if config.audit.num_pairs == 0:
+        return None
+    from cai.audit import measuring  # torch: not for a lint alone
+
+    run = measuring.run(config, job, inputs, outputs, tracker)
+    files = write_without(inputs.constitution, Path(job.run_dir))
+    labels = Labels(
+        run=run,
+        commands={name: command(job, path) for name, path in files.items()},
+        command_after=command(job, None),
+    )
+    told = terminal_measured(
+        run.measured,
+        commands=labels.commands,
+        command_after=labels.command_after,
+        encoding=sys.stdout.encoding,
+    )
+    print(f"\n{told}", flush=True)
+    return labels
+
+
+def _record(config: Config, outputs: audit.Outputs, labels: Labels | None) -> dict[str, Any]:
+    measured = (
+        None
+        if labels is None
+        else measured_record(
+            labels.measured, commands=labels.commands, command_after=labels.command_after
+        )
+    )
+    return record(outputs, config.audit) | {"measured": measured}
 
 
 def _now() -> str:
@@ -129,7 +223,9 @@ def _metrics(outputs: audit.Outputs) -> dict[str, float]:
     return metrics
 
 
-def _track(outputs: audit.Outputs, metrics: dict[str, float], tracker: Tracker) -> None:
+def _track(
+    outputs: audit.Outputs, labels: Labels | None, metrics: dict[str, float], tracker: Tracker
+) -> None:
     rows = [
         [
             finding.code,
@@ -145,6 +241,9 @@ def _track(outputs: audit.Outputs, metrics: dict[str, float], tracker: Tracker) 
     columns = ("code", "severity", "name", "place", "principle", "quote", "message")
     if rows:
         tracker.table("audit_findings", columns, rows)
+    tables = measured_tables(labels.measured) if labels else {}
+    for name, (heads, cells) in tables.items():
+        tracker.table(name, heads, cells)
     tracker.summary(metrics)
 
 
@@ -153,8 +252,15 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def _manifest(
-    config: Config, job: Job, document: Constitution, *, status: str, started: str
+    config: Config,
+    job: Job,
+    document: Constitution,
+    labels: Labels | None,
+    *,
+    status: str,
+    started: str,
 ) -> dict[str, Any]:
+    measured = {} if labels is None else labels.run.manifest()
     return {
         "status": status,
         "command": job.command,
@@ -168,42 +274,56 @@ def _manifest(
         "python": sys.version.split()[0],
         "versions": {"cai": __version__},
         "stages": [],
-    }
+    } | measured
 
 
 def _story(
-    config: Config, job: Job, outputs: audit.Outputs, *, started: str, seconds: float
+    config: Config,
+    job: Job,
+    outputs: audit.Outputs,
+    labels: Labels | None,
+    *,
+    started: str,
+    seconds: float,
 ) -> RunStory:
     document = outputs.document.constitution
     counts = outputs.lint.counts()
+    run = labels.run if labels else None
     return RunStory(
         headline=Headline(
             phase=config.phase.name,
             constitution=document.name,
-            models={},
+            models=run.models if run else {},
             seed=config.seed,
             command=job.command,
             started=started,
             seconds=seconds,
-            peak_memory_bytes=None,
-            hardware="none needed",
-            versions={"cai": __version__},
+            peak_memory_bytes=run.peak_memory_bytes if run else None,
+            hardware=run.hardware if run else "none needed",
+            versions=run.versions if run else {"cai": __version__},
             run_dir=job.run_dir,
         ),
         warnings=(total(outputs.lint),) if counts[Severity.error] else (),
         can_show=(
             "What is wrong with the wording, the tests and the coverage of the document, by rules.",
+            *(MEASURED if run else ()),
         ),
         cannot_show=(
-            "Whether a model can apply a principle, and what a policy would learn from it: no "
-            "model was asked.",
+            NOT_TRAINED if run else NOT_ASKED,
             "What rules on words cannot see: a contradiction in other words, a test with the wrong "
             "label.",
         ),
         constitution=_constitution_story(document),
         audit=AuditStory(
-            file=outputs.document.main.shown, lint=outputs.lint, changes=outputs.changes
+            file=outputs.document.main.shown,
+            lint=outputs.lint,
+            changes=outputs.changes,
+            measured=run.measured if run else None,
+            commands=labels.commands if labels else {},
+            command_after=labels.command_after if labels else "",
         ),
+        feedback=run.feedback if run else None,
+        stages=run.stages() if run else (),
         config_text=yaml.safe_dump(config_record(config), sort_keys=False),
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cai.audit.changes import Changes
 from cai.audit.lint import Lint
+from cai.audit.measured import Measured
 from cai.word_diff import DiffPart, word_diff
 
 
@@ -16,6 +18,12 @@ class AuditStory:
     file: str
     lint: Lint
     changes: Changes | None
+    measured: Measured | None = None
+    """None when no model was asked."""
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """What to type to train without a principle, by its id."""
+    command_after: str = ""
+    """What to type to train under the document."""
 
     def differences(self) -> list[tuple[str, str, tuple[DiffPart, ...]]]:
         """Principle, field, and the words that went and came, for each changed field."""

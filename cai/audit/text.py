@@ -15,9 +15,22 @@ from cai.word_diff import word_diff
 QUOTE_LINES = 3
 
 
-def terminal_audit(outputs: Outputs, *, run_dir: Path, encoding: str) -> str:
-    """The audit as a text, without a final newline."""
-    page = Page(ascii_only=encoding.lower().replace("_", "-") not in ("utf-8", "utf8"))
+def _page(encoding: str) -> Page:
+    return Page(ascii_only=encoding.lower().replace("_", "-") not in ("utf-8", "utf8"))
+
+
+def places(run_dir: Path, *, encoding: str) -> str:
+    """Where everything is, for the end."""
+    page = _page(encoding)
+    page.gap()
+    page.line(f"For machines: {run_dir / 'audit.json'}")
+    page.line(f"Report: {run_dir / 'report.html'}")
+    return "\n".join(page.lines)
+
+
+def terminal_audit(outputs: Outputs, *, encoding: str) -> str:
+    """What reading the document tells as a text, without a final newline."""
+    page = _page(encoding)
     constitution = outputs.document.constitution
     page.text(
         f"Audit of the constitution {constitution.name} {constitution.version}: "
@@ -36,8 +49,6 @@ def terminal_audit(outputs: Outputs, *, run_dir: Path, encoding: str) -> str:
         _changes(page, outputs.changes)
     page.gap()
     page.text(total(outputs.lint))
-    page.line(f"For machines: {run_dir / 'audit.json'}")
-    page.line(f"Report: {run_dir / 'report.html'}")
     return "\n".join(page.lines)
 
 

@@ -102,6 +102,19 @@ class Reader:
         tree = _Tree(ids=ids, num_prompt=len(ids), lengths=())
         return self._hidden([tree])[0, self.middle].mean(0).cpu()
 
+    @torch.inference_mode()
+    def read_prompt(self, text: str) -> torch.Tensor:
+        """Mean direction (d,) of the hidden states of a text's tokens, behind one that is left out.
+
+        The first token, and sometimes another, has a state some hundred times as long as the others
+        (Sun et al. 2024, arXiv:2402.17762): a plain mean says how long the text is, and little
+        else. So every state has length 1 before the mean.
+        """
+        ids = [self.encoder.eos_id, *self.encoder.text_ids(text)][: self.max_length]
+        tree = _Tree(ids=ids, num_prompt=len(ids), lengths=())
+        states = self._hidden([tree])[0, self.middle, 1:]
+        return torch.nn.functional.normalize(states, dim=-1).mean(0).cpu()
+
     def _tree(self, messages: Sequence[Message], responses: Sequence[str]) -> _Tree:
         """The end of a conversation, then its responses."""
         answers = [self.encoder.text_ids(text)[: self.max_length // 2] for text in responses]

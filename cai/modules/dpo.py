@@ -30,7 +30,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from cai.adapters import active, forward_hidden
+from cai.adapters import active, forward_hidden, forward_pairs
 from cai.batches import PairBatch, ReferencedBatch, TokenBatch, TokenIds, collate, split_by_length
 from cai.choices import DPOLoss
 from cai.errors import SelfCheckError
@@ -47,9 +47,19 @@ LOSS_TOLERANCE = 0.05
 """Largest share by which the first loss may be off the one of equal log-probabilities."""
 
 
-def response_logprobs(model: Tuned, tokens: TokenBatch, *, adapter: str) -> Tensor:
-    """Log-probability (B,) of each response, nats: its tokens' sum, float32."""
-    hidden = forward_hidden(model, tokens.ids_BS, tokens.mask_BS, adapter=adapter)
+def response_logprobs(model: Tuned, tokens: TokenBatch, *, adapter: str, paired: bool) -> Tensor:
+    """Log-probability (B,) of each response, nats: its tokens' sum, float32.
+
+    Args:
+        model: Base with roles.
+        tokens: Prompts and responses.
+        adapter: The role that is asked.
+        paired: The second half of the sequences has the prompts of the first.
+    """
+    if paired:
+        hidden = forward_pairs(model, tokens, adapter=adapter)
+    else:
+        hidden = forward_hidden(model, tokens.ids_BS, tokens.mask_BS, adapter=adapter)
     said = token_logprobs(
         model, tokens.states(hidden), tokens.targets_N, adapter=adapter, temperature=1.0
     )
@@ -77,7 +87,8 @@ def with_reference(
         for position in range(loader.batches_per_epoch):
             for group in loader.groups(position):
                 batch = loader.collate([loader.examples[index] for index in group])
-                said = response_logprobs(model, batch.tokens.to(model.device), adapter=adapter)
+                tokens = batch.tokens.to(model.device)
+                said = response_logprobs(model, tokens, adapter=adapter, paired=True)
                 sides = said.view(2, len(group)).T.tolist()
                 for index, (side_a, side_b) in zip(group, sides, strict=True):
                     found[index] = ReferencedPair(loader.examples[index], side_a, side_b)
@@ -105,7 +116,7 @@ def implicit_rewards(
     for rows in split_by_length(lengths, micro_batch_size):
         tokens = collate([sequences[row] for row in rows], pad_id=0).to(model.device)
         policy, reference = (
-            response_logprobs(model, tokens, adapter=adapter)
+            response_logprobs(model, tokens, adapter=adapter, paired=False)
             for adapter in (policy_adapter, reference_adapter)
         )
         for row, reward in zip(rows, (beta * (policy - reference)).tolist(), strict=True):
@@ -166,7 +177,9 @@ class DPOModule(LightningModule):
         loss = torch.zeros((), device=self.device)
         policy = []
         for micro in batch:
-            said = response_logprobs(self.model, micro.pairs.tokens, adapter=self.adapter)
+            said = response_logprobs(
+                self.model, micro.pairs.tokens, adapter=self.adapter, paired=True
+            )
             logprobs_a_P, logprobs_b_P = said.chunk(2)
             part = dpo_loss(
                 logprobs_a_P,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from cai.adapters import forward_hidden
+from cai.adapters import forward_pairs
 from cai.batches import PairBatch
 from cai.full_weights import Tuned
 from cai.heads import ScoreHead
@@ -78,7 +78,7 @@ class PreferenceModule(LightningModule):
         margins, labels = [], []
         for micro in batch:
             tokens = micro.tokens
-            hidden = forward_hidden(self.model, tokens.ids_BS, tokens.mask_BS, adapter=self.adapter)
+            hidden = forward_pairs(self.model, tokens, adapter=self.adapter)
             scores_a, scores_b = self.head(tokens.last(hidden)).chunk(2)
             part = preference_loss(
                 scores_a,

@@ -18,6 +18,7 @@ from cai.phases.sl_cai import Inputs
 from cai.stages import comparisons, evaluation
 from cai.stages.controls import Controls
 from cai.stages.dpo import dpo_policy
+from cai.stages.principle_scores import principle_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,9 @@ class Outputs:
     comparisons: Artifact
     policy: Artifact
     evaluation: evaluation.Evaluation
+    principle_scores: tuple[Artifact, ...]
+    """`PolicyComparison` records, one artifact for each policy but the first; empty unless they are
+    asked for."""
     controls: Controls | None
 
 
@@ -56,6 +60,12 @@ def run(config: DPOPhaseConfig, inputs: Inputs, context: RunContext) -> Outputs:
         policies={"base": None, "sl_cai": trained.sl_policy, "dpo": policy},
         preference_model=None,
     )
+    scored = principle_scores(
+        context,
+        judge=compared.judge,
+        responses=measured.responses,
+        num=min(inputs.evaluation.num_principle_prompts, config.prompts.num_eval_red_team),
+    )
     controlled = sl_cai.control(
         config, inputs, context, judge=compared.judge, base=measured.responses["base"]
     )
@@ -66,5 +76,6 @@ def run(config: DPOPhaseConfig, inputs: Inputs, context: RunContext) -> Outputs:
         comparisons=compared.comparisons,
         policy=policy,
         evaluation=measured,
+        principle_scores=scored,
         controls=controlled,
     )

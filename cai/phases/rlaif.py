@@ -21,6 +21,7 @@ from cai.stages.policy import check_value_adapter
 from cai.stages.policy import policy as rl_policy
 from cai.stages.preference_model import PreferenceModel
 from cai.stages.preference_model import preference_model as trained_preference_model
+from cai.stages.principle_scores import principle_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,9 @@ class Outputs:
     preference_model: PreferenceModel
     policy: Artifact
     evaluation: evaluation.Evaluation
+    principle_scores: tuple[Artifact, ...]
+    """`PolicyComparison` records, one artifact for each policy but the first; empty unless they are
+    asked for."""
     controls: Controls | None
 
 
@@ -69,6 +73,12 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         policies={"base": None, "sl_cai": trained.sl_policy, "rl_cai": policy},
         preference_model=preference_model,
     )
+    scored = principle_scores(
+        context,
+        judge=compared.judge,
+        responses=measured.responses,
+        num=min(inputs.evaluation.num_principle_prompts, config.prompts.num_eval_red_team),
+    )
     controlled = sl_cai.control(
         config, inputs, context, judge=compared.judge, base=measured.responses["base"]
     )
@@ -80,5 +90,6 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         preference_model=preference_model,
         policy=policy,
         evaluation=measured,
+        principle_scores=scored,
         controls=controlled,
     )

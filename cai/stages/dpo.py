@@ -79,7 +79,8 @@ def labelled_pairs(
     return found
 
 
-def _ai_example(base: BaseModel, pair: LabelledPair) -> PairExample:
+def ai_example(base: BaseModel, pair: LabelledPair) -> PairExample:
+    """An AI comparison as DPO reads it."""
     compared = pair.comparison
     return PairExample(
         prompt_ids=tuple(base.prompt_ids(compared.prompt.messages)),
@@ -90,7 +91,8 @@ def _ai_example(base: BaseModel, pair: LabelledPair) -> PairExample:
     )
 
 
-def _human_example(base: BaseModel, pair: PreferencePair) -> PairExample:
+def human_example(base: BaseModel, pair: PreferencePair) -> PairExample:
+    """A comparison by people as DPO reads it."""
     return PairExample(
         prompt_ids=tuple(base.prompt_ids(pair.messages)),
         response_a_ids=response_ids(base, pair.response_a, finished=True),
@@ -120,8 +122,8 @@ def dpo_policy(
             compared, frac=config.validation_frac, seed=derive_seed(context.seed, "pm")
         )
         labelled = labelled_pairs(compared, pairs.records(Response))
-        ai = [_ai_example(base, p) for p in labelled if p.comparison.prompt.id not in held_out]
-        humans = [_human_example(base, pair) for pair in data.load_comparisons(human)]
+        ai = [ai_example(base, p) for p in labelled if p.comparison.prompt.id not in held_out]
+        humans = [human_example(base, pair) for pair in data.load_comparisons(human)]
         kept = [[e for e in part if e.length <= config.max_length] for part in (ai, humans)]
         examples = mixed(kept[0], kept[1], human_frac=config.human_frac, setting=SETTING)
         if not any(example.weight for example in examples):
@@ -170,7 +172,7 @@ def dpo_policy(
     return context.run(
         Stage(
             name="dpo_policy",
-            version=1,
+            version=2,
             config=config,
             inputs={"comparisons": comparisons, "pairs": pairs, "sl_policy": sl_policy},
             identity=training_identity(model)
@@ -197,7 +199,7 @@ def _scored(
     beta: float,
 ) -> list[PreferencePrediction]:
     """Held-out pairs with the implicit rewards of both responses."""
-    examples = [_ai_example(base, pair) for pair in pairs]
+    examples = [ai_example(base, pair) for pair in pairs]
     sides = [(e.prompt_ids, r) for e in examples for r in (e.response_a_ids, e.response_b_ids)]
     rewards = implicit_rewards(
         model,

@@ -281,7 +281,7 @@ def policy(
     return context.run(
         Stage(
             name="policy",
-            version=2,
+            version=3,
             config=config,
             inputs={
                 "prompts": prompts,

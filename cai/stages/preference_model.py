@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from cai import adapters, data, training
 from cai.artifacts import Artifact, Work, digest_of
@@ -80,13 +80,20 @@ def validation_prompts(comparisons: Sequence[Comparison], *, frac: float, seed: 
     return set(ids[:num])
 
 
+class Weighed(Protocol):
+    """A dataclass of what is learned from."""
+
+    @property
+    def weight(self) -> float:
+        """Its weight in the loss."""
+
+
+W = TypeVar("W", bound=Weighed)
+
+
 def mixed(
-    ai: Sequence[PairExample],
-    human: Sequence[PairExample],
-    *,
-    human_frac: float | None,
-    setting: str,
-) -> list[PairExample]:
+    ai: Sequence[W], human: Sequence[W], *, human_frac: float | None, setting: str
+) -> list[W]:
     """AI and human comparisons together, weighed so that human ones have their share.
 
     Both kinds are scaled as a whole; the sum of all weights stays what it is.
@@ -103,7 +110,7 @@ def mixed(
     if human_frac is None:
         return [*ai, *human]
     total = sum(example.weight for example in (*ai, *human))
-    found: list[PairExample] = []
+    found: list[W] = []
     for kind, part, share in (("AI", ai, 1 - human_frac), ("human", human, human_frac)):
         own = sum(example.weight for example in part)
         if share > 0 and own == 0:
@@ -162,6 +169,13 @@ class PreferenceModel:
             return
         self._load(base, tuned, range(self.config.num_members))
         yield self._scorer(context, base, tuned)
+
+    def short_enough(self, context: RunContext, pairs: Sequence[PreferencePair]) -> list[bool]:
+        """Which pairs were learned from as far as `max_length` decides it."""
+        base = context.models.base(self.model)
+        reader = _reader(context, base, self.config, self.principles)
+        lengths = [_example(context, reader, pair).length for pair in pairs]
+        return [length <= self.config.max_length for length in lengths]
 
     def _folder(self, member: int) -> Path:
         return self.artifact.verified_folder() / _name(ADAPTER, member)
@@ -240,20 +254,20 @@ def _examples(
     context: RunContext, reader: Reader, pairs: Sequence[PreferencePair], *, max_length: int
 ) -> list[PairExample]:
     """Pairs as the preference model reads them, without those that are too long."""
+    examples = [_example(context, reader, pair) for pair in pairs]
+    return [example for example in examples if example.length <= max_length]
+
+
+def _example(context: RunContext, reader: Reader, pair: PreferencePair) -> PairExample:
     encode = reader.base.encoder.response_ids
-    found = []
-    for pair in pairs:
-        principle = _principle(context, pair) if reader.criteria else None
-        example = PairExample(
-            prompt_ids=tuple(reader.prompt_ids(pair.messages, principle)),
-            response_a_ids=tuple(encode(pair.response_a)),
-            response_b_ids=tuple(encode(pair.response_b)),
-            prob_a=pair.prob_a,
-            weight=pair.weight,
-        )
-        if example.length <= max_length:
-            found.append(example)
-    return found
+    principle = _principle(context, pair) if reader.criteria else None
+    return PairExample(
+        prompt_ids=tuple(reader.prompt_ids(pair.messages, principle)),
+        response_a_ids=tuple(encode(pair.response_a)),
+        response_b_ids=tuple(encode(pair.response_b)),
+        prob_a=pair.prob_a,
+        weight=pair.weight,
+    )
 
 
 def _principle(context: RunContext, pair: PreferencePair) -> Principle:
@@ -469,7 +483,7 @@ def preference_model(
     artifact = context.run(
         Stage(
             name="preference_model",
-            version=3,
+            version=4,
             config=section,
             inputs={"comparisons": comparisons, "pairs": pairs},
             identity=identity,

@@ -2,8 +2,8 @@
 
 `prompts` draws what the run works on; `drafts` and `helpfulness` sample the base on training
 prompts (Bai et al. 2022, sec. 3.1), `pairs` samples the SL-CAI policy (sec. 4.1), `responses`
-samples any policy on held-out prompts, `audit_pairs` the base on prompts of every kind. Every row has its own random stream, derived from the seed,
-the stage, the prompt and the row's number.
+samples any policy on held-out prompts, `audit_pairs` the base on prompts of every kind. Every row
+has its own random stream, derived from the seed, the stage, the prompt and the row's number.
 """
 
 from __future__ import annotations
@@ -262,8 +262,9 @@ def audit_pairs(
         adapter=None,
         config=config,
         source=source,
-        choose=lambda: spread(source.records(Prompt, TRAIN) + source.records(Prompt, EVALUATION),
-                              num),
+        choose=lambda: spread(
+            [*source.records(Prompt, TRAIN), *source.records(Prompt, EVALUATION)], num
+        ),
         num_prompts=num,
         per_prompt=2,
         chosen={"num": num},

@@ -182,7 +182,7 @@ def sl_policy(
     return context.run(
         Stage(
             name="sl_policy",
-            version=2,
+            version=3,
             config=config,
             inputs={"revisions": revisions, "helpfulness": helpfulness},
             identity=training_identity(model),

@@ -64,7 +64,7 @@ def _critique_prompts(base: BaseModel) -> tuple[list[int], list[list[int]]]:
         asked = [Message(role="user", content=f"{number} old phones need a reset, how is it done?")]
         messages = critique_prompt(
             asked,
-            "You hold the power button. " * (2 + number),
+            "You hold the power button. " * (4 + number),
             request="Name the step that is missing.",
             num_few_shot=2,
         )

@@ -13,7 +13,6 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from cai import adapters, paths, training
-from cai.choices import Precision
 from cai.config import Config, RLAIFConfig
 from cai.generation import Generator
 from cai.heads import ScoreHead
@@ -30,14 +29,13 @@ PROBE = [1, 2, 3, 4]
 PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 
-def settings(job: Job | None, phase: str = "rlaif") -> Config:
+def settings(job: Job | None, phase: str = "rlaif", *, dtype: str = "bfloat16") -> Config:
     """The defaults, with what the job says."""
-    overrides = [f"phase={phase}"]
+    overrides = [f"phase={phase}", f"hardware.precision={PRECISION[job.dtype if job else dtype]}"]
     if job is not None:
         part = {"preference": "preference_model"}.get(job.trainer, job.trainer)
         of = {"sft": "phase.sl_policy"}.get(job.trainer, f"phase.{part}")
         overrides += [
-            f"hardware.precision={PRECISION[job.dtype]}",
             f"hardware.micro_batch_size={job.micro_batch_size}",
             f"{of}.checkpoint_every=1000",
             f"{of}.optimizer.learning_rate={job.learning_rate}",
@@ -63,9 +61,9 @@ def base_of(config: Config) -> BaseModel:
 
 
 @torch.no_grad()
-def make_start(folder: Path) -> None:
+def make_start(folder: Path, dtype: str) -> None:
     """An adapter that changes the base a little, and a score head, for both sides to start from."""
-    config = settings(None)
+    config = settings(None, dtype=dtype)
     base = base_of(config)
     tuned = adapters.attach(base.model, config.model.lora, adapter=POLICY, seed=1)
     generator = torch.Generator().manual_seed(1)

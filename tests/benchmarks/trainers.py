@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,11 +44,11 @@ WORDS = (
     "teacher doctor friend street paper water light question answer plan rule note list bring "
     "carry write read keep clean repair explain ask tell show find wait and but then because when "
     "while before after with without near under slowly often never today first next"
-).split()
+)
 
 
 def _text(rng: random.Random, num_words: int) -> str:
-    return " ".join(rng.choice(WORDS) for _ in range(num_words)).capitalize() + "."
+    return " ".join(rng.choice(WORDS.split()) for _ in range(num_words)).capitalize() + "."
 
 
 def _prompt(base: BaseModel, rng: random.Random, num_tokens: int) -> Ids:
@@ -110,7 +111,10 @@ def _run(job: Job, python: Path, module: str) -> Outcome:
 
 def _peer(job: Job) -> Outcome:
     folder, module = PEERS[job.trainer]
-    return _run(job, paths.ROOT / folder / "bin" / "python", module)
+    python = paths.ROOT / folder / "bin" / "python"
+    if not python.is_file():
+        raise SystemExit(f"{folder} is not there. Type: make benchmark-trl")
+    return _run(job, python, module)
 
 
 def _ours(job: Job) -> Outcome:
@@ -127,19 +131,15 @@ def _amount(job: Job) -> int:
     return 1 if job.trainer == "ppo" else len(job.examples)
 
 
-def speed(base: BaseModel, start: Path, kind: str, rounds: int) -> None:
+def speed(base: BaseModel, start: Path, kind: str, rounds: int, *, checkpointing: bool) -> None:
     """One trainer's table: medians of rounds in which the sides take turns."""
     job = _job(base, kind, start)
-    version = PEERS[kind][0][-3:]
-    sides = {
-        f"TRL {version[0]}.{version[1:]}": lambda: _peer(job),
-        f"TRL {version[0]}.{version[1:]}, gradient checkpointing": lambda: _peer(
-            dataclasses.replace(job, checkpointing=True)
-        ),
-        "cai": lambda: _ours(job),
-    }
-    if kind == "ppo":
-        del sides["TRL 1.12, gradient checkpointing"]
+    slower = dataclasses.replace(job, checkpointing=True)
+    release = "TRL 1.12" if kind == "ppo" else "TRL 1.16"
+    sides: dict[str, Callable[[], Outcome]] = {release: lambda: _peer(job)}
+    if checkpointing:
+        sides[f"{release}, gradient checkpointing"] = lambda: _peer(slower)
+    sides["cai"] = lambda: _ours(job)
     found: dict[str, list[Outcome]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -187,6 +187,9 @@ def main() -> None:
     tables = [*PEERS, "values"]
     parser.add_argument("--only", choices=tables, nargs="+", default=tables)
     parser.add_argument("--rounds", type=int, default=1, help="the median is printed (default: 1)")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="TRL with its default too, which saves memory"
+    )
     typed = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -195,12 +198,16 @@ def main() -> None:
     base = trained.base_of(trained.settings(None))
     print(f"{base.base_id}, LoRA, bfloat16, one thread")
     with tempfile.TemporaryDirectory() as folder:
-        trained.make_start(Path(folder))
+        starts = {dtype: Path(folder, dtype) for dtype in trained.PRECISION}
+        for dtype, start in starts.items():
+            trained.make_start(start, dtype)
         for name in typed.only:
             if name == "values":
-                values(base, Path(folder))
+                values(base, starts["float32"])
             else:
-                speed(base, Path(folder), name, typed.rounds)
+                speed(
+                    base, starts["bfloat16"], name, typed.rounds, checkpointing=typed.checkpointing
+                )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,11 @@ def adapted(job: Job, model: PreTrainedModel, task: str) -> PeftModel:
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
     tuned = get_peft_model(model, lora)
-    set_peft_model_state_dict(tuned, load_file(Path(job.start) / "adapter_model.safetensors"))
+    weights = load_file(Path(job.start) / "adapter_model.safetensors")
+    if task == "SEQ_CLS":
+        head = load_file(Path(job.start) / "head.safetensors")
+        weights["base_model.model.score.weight"] = head["linear.weight"]
+    set_peft_model_state_dict(tuned, weights)
     return tuned
 
 
@@ -47,8 +51,6 @@ def scoring(job: Job) -> PeftModel:
     model = AutoModelForSequenceClassification.from_pretrained(
         job.model, num_labels=1, dtype=getattr(torch, job.dtype), pad_token_id=PAD_ID
     )
-    head = load_file(Path(job.start) / "head.safetensors")["linear.weight"]
-    model.score.weight.data.copy_(head)
     return adapted(job, model, "SEQ_CLS")
 
 
@@ -116,7 +118,9 @@ def _trainer(job: Job, rows: list[dict[str, list[int]]], folder: str) -> Trainer
             return SFTTrainer(causal(job), config, train_dataset=_sft_rows(rows), **common)
         case "preference":
             config = RewardConfig(**settings)
-            return RewardTrainer(scoring(job), args=config, train_dataset=_reward_rows(rows), **common)
+            return RewardTrainer(
+                scoring(job), args=config, train_dataset=_reward_rows(rows), **common
+            )
         case "dpo":
             config = DPOConfig(beta=BETA, **settings)
             model = causal(job)

@@ -97,3 +97,25 @@ def test_a_second_trunk_of_the_same_model_reads_the_same() -> None:
     second = reader(trunk=trunk_of(model, 2)).read(ASKED)
     assert torch.equal(first.response, second.response)
     assert torch.equal(first.response, reader().read(ASKED).response)
+
+
+@torch.no_grad()
+def test_a_prompt_is_the_mean_direction_of_its_tokens_without_the_one_before_them() -> None:
+    one = reader(layers=(1,))
+    ids = [ENCODER.eos_id, *ENCODER.text_ids("abcd")]
+    states = tiny_model()(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, 1:]
+    expected = (states / states.norm(dim=-1, keepdim=True)).mean(0)
+    assert torch.allclose(one.read_prompt("abcd"), expected, atol=1e-6)
+    assert torch.isfinite(one.read_prompt("a")).all()
+    # One huge state, such as real models have, moves the mean by one token's part and no more.
+    huge = trunk_of(tiny_model(), 1)
+    huge.layers[0].register_forward_hook(lambda _module, _inputs, out: _enlarged(out))
+    moved = reader(trunk=huge, layers=(1,)).read_prompt("abcd")
+    assert torch.allclose(moved, expected, atol=1e-5)
+
+
+def _enlarged(out: object) -> object:
+    states = out[0] if isinstance(out, tuple) else out
+    assert isinstance(states, torch.Tensor)
+    states[:, :2] *= 300
+    return out

@@ -1,224 +1,243 @@
-"""`phase=audit` without a model: what it prints, keeps and returns, and what it does not need."""
+"""`phase=audit` with a model: labels under every principle, measured, compared and told."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai import paths
-from cai.audit.codes import CODES
-from cai.audit.record import SCHEMA, SCHEMA_VERSION
-from tests.runs import Finished, run
+from cai import constitution, paths
+from cai.audit.labels import Framing, PairLabels
+from cai.types import Response, parse_lines
+from tests.runs import Finished, artifact_bytes, run, tiny_arguments
 
-STATIC = ("phase=audit", "audit.num_pairs=0")
-FLAWED = """\
-name: mine
+DOCUMENT = """\
+name: small
+version: {version}
+description: For tests.
 principles:
-  - id: weapons
-    principle: The response gives no steps or materials for a weapon, and explains the law instead.
-    critique: Check whether the response gives steps or materials for a weapon, or say it does not.
-    revise: Rewrite the response without steps or materials for a weapon, and explain the law.
-    compare: Which response gives more steps and materials for a weapon?
-  - id: dates
-    principle: >- # noqa: C202 our readers know when
-      The response names an exact date where possible.
+{principles}
 """
+PRINCIPLE = """\
+  - id: {id}
+    principle: {sentence}
+    critique: Check the last response for this. {sentence}
+    revise: Rewrite the response so that this holds. {sentence}
+    compare: Which response better keeps to this? {sentence}
+    weight: {weight}
+    tests:
+      - {{prompt: "What is {id}?", better: "It is {id} and nothing more.", worse: "No idea."}}
+      - {{prompt: "Tell me about {id}.", better: "Here is {id}.", worse: "I know of {id}, so."}}
+"""
+OLD = {"first": ("The response is short.", 1), "second": ("The response is kind.", 2),
+       "third": ("The response names a source.", 1)}  # fmt: skip
+NEW = {"first": ("The response is brief.", 1), "second": ("The response is kind.", 2),
+       "fourth": ("The response gives one example.", 1)}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def flawed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("elsewhere") / "mine.yaml"
-    path.write_text(FLAWED)
+def write(path: Path, version: str, principles: dict[str, tuple[str, int]]) -> Path:
+    texts = (
+        PRINCIPLE.format(id=name, sentence=sentence, weight=weight)
+        for name, (sentence, weight) in principles.items()
+    )
+    path.write_text(DOCUMENT.format(version=version, principles="".join(texts)))
     return path
 
 
 @pytest.fixture(scope="module")
-def whole(flawed: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return run(
-        tmp_path_factory.mktemp("audit"), *STATIC, f"constitution.document={flawed}",
-        f"audit.compare_with={paths.CONSTITUTIONS / 'none.yaml'}",
-    )  # fmt: skip
+def documents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("documents")
+    return write(folder / "old.yaml", "1", OLD), write(folder / "new.yaml", "2", NEW)
 
 
-def kept(finished: Finished, name: str) -> Any:
-    return json.loads((finished.run_dirs()[-1] / name).read_text("utf-8"))
+def arguments(model: Path, document: Path, *more: str) -> list[str]:
+    asked = [*tiny_arguments(model, "audit"), f"constitution.document={document}"]
+    return [*asked, "audit.fail_on=never", "feedback=multiple_choice", *more]
 
 
-def test_an_error_in_a_file_from_elsewhere_fails_the_run_and_is_shown(
-    whole: Finished, flawed: Path
-) -> None:
-    assert whole.code == 1
-    assert f"{flawed}:7:14" in whole.output
-    assert "C104 error: form that wants the opposite" in whole.output
-    assert "\u201cWhich response gives more steps and materials for a weapon?\u201d" in whole.output
-    assert "> Turn it round" in whole.output
-    assert "The audit found 1 error (audit.fail_on=error)" in whole.output
-    assert "our readers know when" in whole.output
-    assert "From none 1.0.0 to mine 0" in whole.output
-    assert "+ weapons: The response gives no steps" in whole.output
-    assert "Traceback" not in whole.output
-    told = whole.output.partition("Error: ")[0]
-    assert all(len(line) <= 100 for line in told.splitlines() if "/" not in line)
+@pytest.fixture(scope="module")
+def whole(
+    tiny_folder: Path, documents: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    old, new = documents
+    finished = run(
+        tmp_path_factory.mktemp("audit"),
+        *arguments(tiny_folder, new, f"audit.compare_with={old}", "audit.threshold=0"),
+    )
+    assert finished.code == 0, finished.output
+    return finished
 
 
-SHAPE: dict[str, Any] = {
-    "schema": str, "schema_version": int, "cai": str,
-    "constitution": {
-        "name": str, "version": str, "digest": str, "file": str, "files": [str],
-        "num_principles": int, "num_tests": int,
-    },
-    "settings": dict,
-    "counts": {"error": int, "warning": int, "note": int, "waived": int},
-    "coverage": [{"category": str, "source": str, "num_prompts": int, "of_domain": bool,
-                  "principles": [str], "known": bool}],
-    "lengths": {"num_tests": int, "longer_better": (None, {
-        "value": float, "low": float, "high": float, "num": int})},
-}  # fmt: skip
-QUOTE = {"text": str, "file": str, "line": int, "column": int, "field": str, "principle_id": str}
-FINDING = {"code": str, "name": str, "severity": str, "message": str, "advice": str,
-           "quotes": [QUOTE]}  # fmt: skip
-SHAPE["findings"] = [FINDING]
-SHAPE["waived"] = [FINDING | {"waiver": {"reason": str, "file": str, "line": int}}]
-SHAPE["changes"] = (None, {
-    "before": str, "after": str, "same_digest": bool, "added": [str], "removed": [str],
-    "renamed": dict, "fields": [{"principle_id": str, "field": str, "before": str, "after": str}],
-    "new_findings": [FINDING], "gone_findings": [FINDING],
-})  # fmt: skip
+def audit_of(finished: Finished) -> dict[str, Any]:
+    return json.loads((finished.run_dirs()[-1] / "audit.json").read_text())
 
 
-def conforms(value: Any, shape: Any, where: str) -> None:
-    """Whether a value has exactly the documented fields, of the documented types."""
-    if isinstance(shape, tuple):
-        if value is not None:
-            conforms(value, shape[1], where)
-    elif isinstance(shape, list):
-        assert isinstance(value, list), where
-        for item in value:
-            conforms(item, shape[0], f"{where}[]")
-    elif isinstance(shape, dict):
-        assert isinstance(value, dict), where
-        assert set(value) == set(shape), where
-        for name, inner in shape.items():
-            conforms(value[name], inner, f"{where}.{name}")
-    else:
-        assert type(value) is shape, where
+def test_the_stages_and_what_they_count(whole: Finished) -> None:
+    assert list(whole.statuses()) == [
+        "prompts", "audit_pairs", "feedback_check", "audit_labels", "audit_wordings",
+    ]  # fmt: skip
+    assert len(whole.statuses()["feedback_check"]) == 4
+    counts = [(s["stage"], s["counts"]) for s in whole.manifest()["stages"]]
+    labelled = [count for name, count in counts if name == "audit_labels"]
+    assert [(c["labels"], c["pairs"]) for c in labelled] == [(18, 6), (18, 6)]
+    (wordings,) = [count for name, count in counts if name == "audit_wordings"]
+    assert wordings["labels"] == 6 * 3 * 4
 
 
-@pytest.mark.parametrize("extra", [[], ["constitution=medical"]])
-def test_the_record_for_machines_is_what_its_module_documents(
-    whole: Finished, tmp_path: Path, extra: list[str]
-) -> None:
-    finished = run(tmp_path, *STATIC, *extra) if extra else whole
-    record = kept(finished, "audit.json")
-    conforms(record, SHAPE, "audit")
-    assert (record["schema"], record["schema_version"]) == (SCHEMA, SCHEMA_VERSION)
-    assert {finding["code"] for finding in record["findings"]} <= set(CODES)
-    assert record["settings"]["fail_on"] == "error"
-    from cai.audit import record as module
-
-    documented = str(module.__doc__)
-    for name in [*SHAPE, *FINDING, *QUOTE, *SHAPE["constitution"], *SHAPE["coverage"][0]]:
-        assert f"`{name}`" in documented, name
+def test_one_pair_a_prompt_and_kinds_take_turns(whole: Finished) -> None:
+    (path,) = whole.folder.glob("outputs/store/audit_pairs/*/records.jsonl")
+    responses = list(parse_lines(Response, path.read_text("ascii"), str(path)))
+    prompts = list(dict.fromkeys(r.prompt.id for r in responses))
+    assert (len(responses), len(prompts)) == (12, 6)
+    assert [r.index for r in responses] == [0, 1] * 6
+    kinds = [str(r.prompt.kind) for r in responses[::2]]
+    assert kinds == ["red_team", "helpfulness", "benign"] * 2
 
 
-def test_counts_agree_between_record_metrics_and_manifest(whole: Finished) -> None:
-    record, metrics = kept(whole, "audit.json"), kept(whole, "metrics.json")
-    for severity in ("error", "warning", "note"):
-        num = sum(finding["severity"] == severity for finding in record["findings"])
-        assert num == record["counts"][severity] == metrics[f"audit/{severity}s"]
-    assert record["counts"]["error"] == 1
-    assert metrics["audit/waived"] == len(record["waived"]) == 1
-    assert metrics["audit/principles"] == 2
-    assert metrics["audit/harms_uncovered"] == 13
-    assert whole.manifest()["status"] == "failed"
-    assert whole.manifest()["stages"] == []
-    assert record["constitution"]["digest"] == whole.manifest()["constitution"]["digest"]
-    assert record["changes"]["added"] == ["weapons", "dates"]
+def test_the_record_holds_what_it_documents(whole: Finished) -> None:
+    measured = audit_of(whole)["measured"]
+    assert measured["num_labels"] == 18
+    assert [one["id"] for one in measured["principles"]] == list(NEW)
+    assert len(measured["labels"]) == 6
+    for row in measured["labels"]:
+        assert set(row["prob_a"]) == set(NEW)
+    assert set(measured["without"]) == set(measured["commands"]) == set(NEW)
+    steps = {step["principle_id"]: step for step in measured["version"]["steps"]}
+    assert {name: step["what"] for name, step in steps.items()} == {
+        "fourth": "added", "third": "removed", "first": "reworded", "second": "same",
+    }  # fmt: skip
+    # Multiple choice learns from no test, so a principle that is the same has the same labels,
+    # but for the last digits that a batch decides.
+    assert steps["second"]["own_flips"] == 0
+    assert steps["second"]["effect"]["mean_move"]["value"] == pytest.approx(0, abs=1e-6)
+    assert steps["first"]["effect"]["mean_move"]["value"] > 0
 
 
-def test_the_report_has_the_findings_the_coverage_and_the_changes(whole: Finished) -> None:
-    page = (whole.run_dirs()[-1] / "report.html").read_text("utf-8")
+def test_predictions_follow_from_the_labels_in_the_record(whole: Finished) -> None:
+    """Leave-one-out from the record's own labels, one number at a time."""
+    measured = audit_of(whole)["measured"]
+    weights = {name: weight for name, (_, weight) in NEW.items()}
+    for gone, effect in measured["without"].items():
+        moves, flips = [], []
+        for row in measured["labels"]:
+            given = {k: p for k, p in row["prob_a"].items() if p is not None}
+            rest = {k: p for k, p in given.items() if k != gone}
+            if not rest:
+                continue
+            before, after = (
+                sum(weights[k] * p for k, p in some.items()) / sum(weights[k] for k in some)
+                for some in (given, rest)
+            )
+            moves.append(abs(after - before))
+            if (before - 0.5) * (after - 0.5) < 0:
+                flips.append(row["pair"])
+        assert [flip["pair"] for flip in effect["flips"]] == flips
+        assert effect["mean_move"]["value"] == pytest.approx(sum(moves) / len(moves))
+
+
+def test_each_document_without_a_principle_can_be_trained_on(whole: Finished) -> None:
+    measured = audit_of(whole)["measured"]
+    for gone, command in measured["commands"].items():
+        assert command.startswith("python -m cai.run phase=rlaif ")
+        assert "audit." not in command
+        assert "debug" not in command
+        path = command.rpartition("constitution.document=")[2]
+        without = constitution.load(path, folder=paths.CONSTITUTIONS)
+        assert [p.id for p in without.principles] == [name for name in NEW if name != gone]
+
+
+def test_the_terminal_the_report_and_the_metrics_tell_it(whole: Finished) -> None:
+    folder = whole.run_dirs()[-1]
+    page = (folder / "report.html").read_text("utf-8")
     for text in (
-        "Audit under the constitution", "What reading the document tells", "C104 error",
-        "Which response gives more steps and materials for a weapon?", "Turn it round",
-        "our readers know when", "sexual_misconduct", "From none 1.0.0 to mine 0",
+        "What its labels tell", "Without one principle: a prediction", "Labels since small 1",
+        "predicted from labels, not from training", "Feedback quality", "made by rules",
     ):  # fmt: skip
         assert text in page
-    assert "seed 0" not in page.split("<nav")[0]
+    assert "Measured on 6 pairs of responses" in whole.output
+    assert "Predicted from labels, not from training" in whole.output
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("test_accuracy", "coverage", "label_entropy", "conflict_rate",
+                 "principle/first/relevance", "principle/first/order_consistency",
+                 "without/first/flip_rate", "version/flip_rate"):  # fmt: skip
+        assert 0 <= metrics[f"audit/{name}"] <= 1
+    assert 1 <= metrics["audit/effective_principles"] <= 3
+
+
+def test_again_is_reused_and_a_kill_loses_nothing(
+    whole: Finished, documents: tuple[Path, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    old, new = documents
+    asked = arguments(tiny_folder, new, f"audit.compare_with={old}", "audit.threshold=0")
+    killed = run(tmp_path, *asked, fault="audit_labels:shard=1:kill")
+    assert killed.code < 0
+    ended = run(tmp_path, *asked)
+    assert ended.code == 0, ended.output
+    assert ended.statuses()["audit_labels"][0] == "continued"
+    one, other = artifact_bytes(whole.folder), artifact_bytes(tmp_path)
+    assert one == other
+    again = run(tmp_path, *asked)
+    assert {s for found in again.statuses().values() for s in found} == {"reused"}
+    assert audit_of(again)["measured"] | {"commands": 0, "version": 0} == audit_of(whole)[
+        "measured"
+    ] | {"commands": 0, "version": 0}
+
+
+def test_a_plan_tells_how_much_and_reading_alone_needs_no_stage(
+    documents: tuple[Path, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    old, _ = documents
+    plan = run(tmp_path, *arguments(tiny_folder, old), "plan=true")
+    assert plan.code == 0, plan.output
+    assert "72 labels" in plan.output
+    read = run(tmp_path, *arguments(tiny_folder, old), "audit.num_pairs=0")
+    assert read.code == 0, read.output
+    assert read.manifest()["stages"] == []
+    assert audit_of(read)["measured"] is None
+
+
+def test_tuned_feedback_has_no_orders_and_a_document_without_principles_has_no_rest(
+    tiny_folder: Path, documents: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, new = documents
+    tuned = [*arguments(tiny_folder, new), "feedback=tuned", "audit.wordings=false"]
+    finished = run(tmp_path, *tuned)
+    assert finished.code == 0, finished.output
+    for one in audit_of(finished)["measured"]["principles"]:
+        assert one["order_consistency"] is one["paraphrase_consistency"] is None
+        assert one["tests"]["num"] == 2
+    (path,) = finished.folder.glob("outputs/store/audit_labels/*/records.jsonl")
+    for pair in parse_lines(PairLabels, path.read_text("ascii"), str(path)):
+        assert [a.principle_id for a in pair.answers] == list(NEW)
+        assert all(a.framing is Framing.plain and a.flips is None for a in pair.answers)
+    none = run(tmp_path, *tiny_arguments(tiny_folder, "audit"), "constitution=none",
+               "audit.fail_on=never", "feedback=multiple_choice")  # fmt: skip
+    assert none.code == 0, none.output
+    measured = audit_of(none)["measured"]
+    assert [one["id"] for one in measured["principles"]] == ["unguided"]
+    assert measured["without"] == {}
+    assert "no test" in " ".join(measured["warnings"])
 
 
 @pytest.mark.parametrize(
-    ("settings", "code"),
+    ("more", "message"),
     [
-        (["constitution=medical"], 0),
-        (["constitution=medical", "audit.fail_on=warning"], 0),
-        (["constitution.document=FLAWED", "audit.fail_on=never"], 0),
-        (["constitution.document=WARNED"], 0),
-        (["constitution.document=WARNED", "audit.fail_on=warning"], 1),
-        (["constitution.document=WARNED", "audit.fail_on=warnings"], 2),
-        (["constitution.document=BROKEN"], 1),
-        (["constitution=medical", "audit.compare_with=medcal"], 1),
-        (["constitution=medical", "audit.lint.max_requirements=0"], 2),
+        (["audit.num_pairs=500"], "type audit.num_pairs="),
+        (["audit.pairs_from=nowhere"], "no folder of a finished run"),
+        (["audit.threshold=0.5"], "audit.threshold must be in [0, 0.5)"),
+        (["phase.sampling.temperature=0"], "phase.sampling.temperature must be above 0"),
     ],
 )
-def test_the_exit_status_is_for_ci(
-    flawed: Path, tmp_path: Path, settings: list[str], code: int
+def test_a_wrong_setting_is_told(
+    tiny_folder: Path,
+    documents: tuple[Path, Path],
+    tmp_path: Path,
+    more: list[str],
+    message: str,
 ) -> None:
-    (tmp_path / "warned.yaml").write_text("- The response names a date.\n")
-    (tmp_path / "broken.yaml").write_text("- {id: A, principle: b}\n")
-    names = {"FLAWED": str(flawed), "WARNED": "warned.yaml", "BROKEN": "broken.yaml"}
-    typed = [
-        f"{key}={names.get(value, value)}" for key, _, value in (s.partition("=") for s in settings)
-    ]
-    finished = run(tmp_path, *STATIC, *typed)
-    assert finished.code == code, finished.output
-    assert "Traceback" not in finished.output
-    if "BROKEN" in settings[0]:
-        assert "Error: broken.yaml:1:8: principles[0].id: must begin" in finished.output
-    if "audit.compare_with=medcal" in settings:
-        assert "Error: audit.compare_with=medcal: there is no such document. Did you mean " in (
-            finished.output
-        )
-
-
-def test_a_plan_reads_and_keeps_nothing(tmp_path: Path) -> None:
-    finished = run(tmp_path, *STATIC, "plan=true")
-    assert finished.code == 0
-    assert "Plan: read default.yaml; no model, no stage. Nothing was run." in finished.output
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_an_audit_takes_no_model_library(flawed: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "sys.argv = ['cai', 'phase=audit', 'audit.num_pairs=0', 'constitution.document=' + sys.argv[1]]\n"
-        "from cai.run import main\n"
-        "code = main()\n"
-        "heavy = {'torch', 'transformers', 'lightning', 'peft', 'matplotlib', 'wandb'}\n"
-        "print('heavy', sorted(heavy & set(sys.modules)))\n"
-        "sys.exit(code)\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, str(flawed)], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(paths.ROOT)},
-    )  # fmt: skip
-    assert ended.returncode == 1
-    assert ended.stdout.endswith("heavy []\n")
-
-
-def test_documents_in_other_shapes_are_audited_as_they_are(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("The response names a weapon as appropriate.\nBe kind.\n")
-    (tmp_path / "mine.json").write_text(
-        '{"a": {"prompt": "Identify ways in which it is rude.", "edit_request": "Be polite."}}'
-    )
-    text = run(tmp_path, *STATIC, "constitution.document=mine.txt")
-    assert (text.code, "mine.txt:1:29  C202" in text.output) == (0, True)
-    pairs = run(tmp_path, *STATIC, "constitution.document=./mine.json")
-    assert (pairs.code, "mine.json:1:18  C204" in pairs.output) == (0, True)
-    assert "C105 warning" in pairs.output
+    wrong = run(tmp_path, *arguments(tiny_folder, documents[0]), *more)
+    assert wrong.code in (1, 2)
+    assert message in wrong.output
+    assert "Traceback" not in wrong.output

@@ -25,7 +25,15 @@ SHARED = [
     "feedback_check",
     "comparisons",
 ]
-OWN = ["dpo_policy", "responses", "likelihoods", "evaluation", "controls", "control_comparisons"]
+OWN = [
+    "dpo_policy",
+    "responses",
+    "likelihoods",
+    "evaluation",
+    "principle_scores",
+    "controls",
+    "control_comparisons",
+]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +207,14 @@ def test_another_loss_re_runs_the_policy_alone(
     )
     assert other.code == 0, other.output
     computed = {name for name, found in other.statuses().items() if "computed" in found}
-    assert computed == {"dpo_policy", "responses", "likelihoods", "evaluation"}
+    assert computed == {
+        "dpo_policy",
+        "responses",
+        "likelihoods",
+        "evaluation",
+        "principle_scores",
+    }
+    assert other.statuses()["principle_scores"] == ["reused", "computed"]
 
 
 def test_human_comparisons_are_mixed_in_with_their_share(
@@ -228,6 +243,11 @@ def test_human_comparisons_are_mixed_in_with_their_share(
     assert mixed.statuses()["comparisons"] == ["reused"]
     (counts,) = [s["counts"] for s in mixed.manifest()["stages"] if s["stage"] == "dpo_policy"]
     assert counts["human"] == 5
+    account = json.loads((mixed.run_dirs()[-1] / "attribution.json").read_text())
+    shares = [row["share"] for row in account["principles"]]
+    assert sum(shares) + account["people_share"] == pytest.approx(1)
+    # A quarter of the weight, on labels without doubt: more of the signal.
+    assert 0.25 < account["people_share"] < 1
     refused = run(whole.folder, *arguments, "phase.dpo.human_frac=0.25")
     assert refused.code == 1
     assert "phase.dpo.human_frac=0.25: there is no human comparison" in refused.output

@@ -27,6 +27,7 @@ STAGES = [
     "responses",
     "likelihoods",
     "evaluation",
+    "principle_scores",
     "controls",
     "control_comparisons",
 ]
@@ -174,7 +175,7 @@ def test_a_plan_says_what_is_reused_and_runs_nothing(
     assert artifact_bytes(whole.folder) == before
     fresh = run(tmp_path, *tiny_arguments(tiny_folder), "plan=true")
     assert fresh.code == 0, fresh.output
-    assert "21 of 21 stages would be computed" in fresh.output
+    assert "23 of 23 stages would be computed" in fresh.output
     assert not (tmp_path / "outputs").exists()
 
 
@@ -195,6 +196,7 @@ KILLS = [
     "policy:commit=1",
     "responses:shard=3",
     "evaluation:commit=1",
+    "principle_scores:shard=2",
     "controls:shard=1",
     "control_comparisons:shard=1",
 ]

@@ -88,6 +88,10 @@ def test_the_account_tells_of_the_members_and_the_principle(ensemble: Finished) 
     assert told["preference_model/member_disagreement"] > 0
     assert "preference_model/member_conflicts_low" in told
     assert told["preference_model/cross_entropy"] >= told["preference_model/label_entropy"] - 1e-9
+    account = json.loads((ensemble.run_dirs()[-1] / "attribution.json").read_text())
+    assert sum(row["share"] for row in account["principles"]) == pytest.approx(1)
+    labelled = sum(row["num_comparisons"] for row in account["principles"])
+    assert labelled > account["num_comparisons"]  # every one under several principles
     page = (ensemble.run_dirs()[-1] / "report.html").read_text("utf-8")
     for text in (
         "It is an ensemble of 2, each calibrated by itself; a score is their mean minus std.",

@@ -1,0 +1,96 @@
+"""Norms and gated layers of a frozen trunk in training, with fewer passes and less kept.
+
+As transformers writes them, autograd keeps two float32 copies of every norm's input and one tensor
+per gate that is soon computed again. Here a norm keeps its input and one number per token, a gate
+its two inputs. Same mathematics; in bfloat16 a norm's root is taken from a sum in another order.
+
+Shapes: N tokens, H hidden size, F size of the gated layer; leading dimensions are free.
+"""
+
+# ruff: noqa: N803, N806 -- names end in their shape
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+
+NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+GATED = (LlamaMLP, Qwen2MLP, Qwen3MLP)
+
+
+class _Norm(torch.autograd.Function):
+    """Root-mean-square norm with a weight that does not learn."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x_NH: Tensor, weight_H: Tensor, epsilon: float
+    ) -> Tensor:
+        length_N = torch.linalg.vector_norm(x_NH, dim=-1, keepdim=True, dtype=torch.float32)
+        scale_N = length_N.square_().div_(x_NH.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x_NH, weight_H, scale_N)
+        return (x_NH * scale_N).to(x_NH.dtype).mul_(weight_H)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad_NH: Tensor
+    ) -> tuple[Tensor, None, None]:
+        x_NH, weight_H, scale_N = ctx.saved_tensors
+        wide_NH = x_NH.float()
+        found_NH = grad_NH.to(torch.float32, copy=True).mul_(weight_H)
+        along_N = torch.linalg.vecdot(found_NH, wide_NH)[..., None]
+        along_N.mul_(scale_N.square()).div_(x_NH.shape[-1])
+        found_NH.addcmul_(wide_NH, along_N, value=-1).mul_(scale_N)
+        return found_NH.to(x_NH.dtype), None, None
+
+
+class _Gate(torch.autograd.Function):
+    """`silu(gate) * up`."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NF, up_NF)
+        return F.silu(gate_NF).mul_(up_NF)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad_NF: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        gate_NF, up_NF = ctx.saved_tensors
+        of_gate_NF = torch.ops.aten.silu_backward(grad_NF * up_NF, gate_NF)
+        return of_gate_NF, F.silu(gate_NF).mul_(grad_NF)
+
+
+def _norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
+    return _Norm.apply(hidden_states, module.weight, module.variance_epsilon)
+
+
+def _gated(module: nn.Module, x: Tensor) -> Tensor:
+    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
+
+
+@contextlib.contextmanager
+def fused(model: PreTrainedModel) -> Iterator[None]:
+    """Have a frozen model compute its norms, and gated layers with silu, by this file."""
+    silu = getattr(model.config, "hidden_act", None) == "silu"
+    ways: dict[nn.Module, Callable[..., Tensor]] = {}
+    for module in model.modules():
+        if type(module) in NORMS:
+            ways[module] = _norm
+        elif type(module) in GATED and silu:
+            ways[module] = _gated
+    for module, way in ways.items():
+        module.forward = partial(way, module)
+    try:
+        yield
+    finally:
+        for module in ways:
+            del module.forward
