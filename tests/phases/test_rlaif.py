@@ -273,7 +273,7 @@ def test_a_multirun_gives_separate_runs_that_share_their_stages(
     first, second = (json.loads(path.read_text()) for path in manifests)
     assert {stage["status"] for stage in first["stages"]} == {"reused"}
     computed = [s["stage"] for s in second["stages"] if s["status"] == "computed"]
-    assert computed == ["policy", "responses", "likelihoods", "evaluation"]
+    assert computed == ["policy", "responses", "likelihoods", "evaluation", "principle_scores"]
 
 
 def test_human_comparisons_are_mixed_in_when_given(
