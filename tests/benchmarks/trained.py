@@ -103,11 +103,12 @@ def _epochs(job: Job) -> Callable[[list[dict[str, Ids]]], list[float]]:
     start = Path(job.start)
     tuned = adapters.load(base.model, start, adapter=adapter, base_sha256=base.sha256)
     shared: dict[str, Any] = {"seed": 0, "hardware": config.hardware, "stage": "benchmark"}
-    if job.trainer == "dpo":
-        adapters.copy_adapter(tuned, POLICY, REFERENCE)
 
     def train(rows: list[dict[str, Ids]]) -> list[float]:
         losses: list[float] = []
+        if job.trainer == "dpo":
+            # The policy starts at the reference, also after a warm-up.
+            adapters.copy_adapter(tuned, POLICY, REFERENCE)
         with tempfile.TemporaryDirectory() as folder:
             shared["work_dir"] = Path(folder)
             shared["on_step"] = lambda _, metrics: losses.append(metrics["train/loss"])
