@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from cai.full_weights import Tuned, base_dtype, causal_of
 from cai.seeds import derive_seed
 
-LOGITS_AT_ONCE = 2**24
-"""Elements of one chunk of float32 logits: 64 MB."""
+LOGITS_AT_ONCE = 2**23
+"""Elements of one chunk of float32 logits: 32 MB."""
 
 
 def seeded_generator(seed: int, *names: str | int) -> torch.Generator:

@@ -1,10 +1,12 @@
+import contextlib
+
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from cai import decoding
+from cai import adapters, decoding
 from cai.fused import fused
-from tests.tiny import tiny_model
+from tests.tiny import lora, scramble, tiny_model
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 """Number formats and how far a result may be off, as a share of the largest number."""
@@ -58,3 +60,22 @@ def test_the_model_is_left_as_it_was():
     with pytest.raises(RuntimeError), fused(model):
         raise RuntimeError
     assert decoding.supported(model)
+
+
+@pytest.mark.parametrize(("dtype", "share"), DTYPES.items())
+def test_an_adapters_product_and_gradients_are_those_of_peft(dtype, share):
+    model = adapters.attach(tiny_model(dtype=dtype), lora(), adapter="policy", seed=1)
+    scramble(model, "policy", torch.Generator().manual_seed(2), scale=0.3)
+    layer = model.get_base_model().model.layers[0].mlp.gate_proj
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 7, 32, generator=generator).to(dtype)
+    grad = torch.randn(2, 7, 64, generator=generator).to(dtype)
+    learned = [layer.lora_A["policy"].weight, layer.lora_B["policy"].weight]
+    results = []
+    for ours in (False, True):
+        leaf = x.clone().requires_grad_()
+        with fused(model.get_base_model()) if ours else contextlib.nullcontext():
+            out = layer(leaf)
+        results.append([out.detach(), *torch.autograd.grad(out, [leaf, *learned], grad)])
+    for wanted, found in zip(*results, strict=True):
+        near(found, wanted, share)
