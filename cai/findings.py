@@ -35,8 +35,10 @@ UNJUDGED_LIMIT = 0.25
 UNREVISED_LIMIT = 0.5
 BOILERPLATE_LIMIT = 0.5
 """Share of prompts whose responses hold one and the same 5-gram."""
+LENGTH_LIMIT = 0.3
+"""Change of the mean number of words, as a share of what it was."""
 MIN_PROMPTS = 8
-"""Fewer are too few to call a phrase boilerplate."""
+"""Fewer are too few to call a phrase boilerplate, or a change of length real."""
 MIN_PAIRS = 8
 """A bootstrap interval over fewer is too narrow to warn of."""
 
@@ -317,10 +319,29 @@ def _dpo_findings(dpo: DPOStory | None) -> list[str]:
     return found
 
 
+def _length_findings(evaluation: EvaluationStory) -> list[str]:
+    """Responses that became much longer or shorter, which a score can reward by itself."""
+    words = {(row.policy, row.kind): row.mean_words for row in evaluation.rows}
+    found = []
+    for change in evaluation.changes:
+        before, moved = words.get((change.before, change.kind)), change.estimate
+        if change.metric != "words" or before is None or moved.num < MIN_PROMPTS:
+            continue
+        if moved.low <= 0 <= moved.high or abs(moved.value) < LENGTH_LIMIT * before.value:
+            continue
+        found.append(
+            f"{label(change.after)} answers {label(change.kind)} prompts in "
+            f"{before.value + moved.value:.0f} words where {label(change.before)} takes "
+            f"{before.value:.0f} (difference {_shown(moved)}): look whether the reward is paid for "
+            "length."
+        )
+    return found
+
+
 def _evaluation_findings(evaluation: EvaluationStory | None) -> list[str]:
     if evaluation is None:
         return []
-    found = []
+    found = _length_findings(evaluation)
     first = {row.kind: row for row in reversed(evaluation.rows)}
     for row in evaluation.rows:
         before, after = first[row.kind].refusal_rate, row.refusal_rate

@@ -10,6 +10,7 @@ from cai.feedback.gate import GateResult
 from cai.feedback.measures import Group
 from cai.findings import findings, key_metrics
 from cai.story import (
+    Change,
     ComparisonsStory,
     DPOStory,
     EvaluationRow,
@@ -213,6 +214,32 @@ def test_a_sound_run_has_no_warning():
 def test_each_failing_is_named(part, start):
     (found,) = findings(story(**part))
     assert found.replace("\xa0", " ").startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("moved", "num", "warned"),
+    [
+        ((-0.5, -0.7, -0.3), 40, True),
+        ((0.5, 0.3, 0.7), 40, True),
+        ((-0.5, -0.7, 0.1), 40, False),
+        ((-0.2, -0.25, -0.15), 40, False),
+        ((-0.5, -0.7, -0.3), 7, False),
+    ],
+)
+def test_a_length_that_moved_far_and_surely_is_named(moved, num, warned):
+    value, low, high = moved
+    change = Change(
+        metric="words",
+        kind="benign",
+        before="base",
+        after="rl_cai",
+        estimate=statistics.Estimate(value=value, low=low, high=high, num=num),
+    )
+    rows = (row("base", "benign", 1), row("rl_cai", "benign", 1))
+    found = findings(story(evaluation=EvaluationStory(rows=rows, changes=(change,))))
+    assert [text.startswith("RL-CAI answers benign prompts in") for text in found] == [
+        True
+    ] * warned
 
 
 @pytest.mark.parametrize(
