@@ -135,16 +135,14 @@ class TunedConfig(FeedbackConfig):
     num_folds: int
     """Cross-validation: a pair it was trained on is judged by the fold that did not see it."""
     max_length: int
-    """Prompt plus response, tokens; longer conversations lose their beginning."""
+    """Prompt, response and question, tokens; longer conversations lose their beginning."""
     depths: list[float]
-    """The probe reads the hidden states after these shares of the layers; the middle one is also
-    read before the response and over the principle."""
+    """The probe reads the hidden states after these shares of the layers behind a response; of the
+    question by itself, those after the middle one."""
     penalty: float
-    """L2 penalty of the probe, relative to the mean squared scaled feature."""
-    by_context: float
-    """How much the probe's direction may depend on the conversation."""
+    """L2 penalty of the probe, whose features have unit mean square."""
     by_principle: float
-    """How much it may depend on the principle."""
+    """How much the probe's direction may depend on the principle."""
 
     def __post_init__(self) -> None:
         FeedbackConfig.__post_init__(self)
@@ -154,7 +152,7 @@ class TunedConfig(FeedbackConfig):
             "comparison_weights must be numbers of at least 0, and one at least",
         )
         positive(self, "max_length", "penalty")
-        not_negative(self, "by_context", "by_principle")
+        not_negative(self, "by_principle")
         check(
             bool(self.depths) and self.depths[0] > 0 and self.depths[-1] <= 1
             and self.depths == sorted(set(self.depths)),

@@ -1,39 +1,41 @@
-"""Middle-layer features of a response in its conversation, from a frozen model.
+"""Middle-layer features of a question asked about a response, from a frozen model.
 
 What a small model knows about a response is in its middle layers long before it can say it: asked
-in words it answers at chance, read by a linear probe it does not (README, table of methods). One
-forward pass per response, through the first layers only; nothing is trained here.
+in words it answers at chance, read by a linear probe it does not (README, table of methods). So the
+question is put behind the response, and what the model makes of it is read off the question's own
+tokens: they see the conversation and the response, and an answer is never waited for. One pass
+through the first layers; all responses to a conversation and all questions about them share it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from cai.tokens import ChatEncoder
 from cai.types import Message
 
-OPENING = 16
-"""Tokens of a response that count as its opening."""
 BATCH = 8
 """Sequences per forward pass, of similar length."""
+QUESTIONS_AT_ONCE = 16
+"""Questions about one conversation's responses in one sequence; more make another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Features:
-    """Of n responses, float32."""
+class Asked:
+    """A question about a response to a conversation."""
 
-    response: torch.Tensor
-    """(n, layers * 2 d): per layer, the mean over the opening's tokens and over the response's."""
-    context: torch.Tensor
-    """(n, d): the middle layer at the last token before the response, where the model is about to
-    answer."""
+    messages: tuple[Message, ...]
+    response: str
+    question: str
 
 
 def trunk_of(model: PreTrainedModel, num_layers: int) -> nn.Module:
@@ -66,65 +68,60 @@ class Reader:
     max_length: int
     """Prompt plus response, tokens."""
 
-    def read(self, asked: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> Features:
-        """Features of the responses to each conversation, one row per response, in order.
+    def read(self, asked: Sequence[Asked]) -> torch.Tensor:
+        """Features (n, layers * d) of n questions behind their responses.
 
-        A conversation and its responses are one sequence: each response follows the conversation
-        and does not see the others. Sequences are batched by length, so a row's last digits depend
-        on its neighbours.
+        Of each layer the mean direction of the states of the question's tokens. What is asked about
+        one conversation shares a sequence: a response sees the conversation, a question the
+        conversation and its response, and neither sees others of its kind. Sequences are batched by
+        length, so a row's last digits depend on its neighbours.
         """
-        trees = [self._tree(messages, responses) for messages, responses in asked]
-        order = sorted(range(len(trees)), key=lambda number: len(trees[number].ids))
-        rows: dict[int, list[torch.Tensor]] = {}
-        contexts: dict[int, torch.Tensor] = {}
-        for start in range(0, len(order), BATCH):
-            numbers = order[start : start + BATCH]
-            hidden = self._hidden([trees[number] for number in numbers])
-            for number, states in zip(numbers, hidden, strict=True):
-                tree = trees[number]
-                rows[number] = [_means(states[:, own]) for own in tree.branches()]
-                contexts[number] = states[self.middle, tree.num_prompt - 1]
-        everything = range(len(trees))
-        return Features(
-            response=torch.stack([row for n in everything for row in rows[n]]).cpu(),
-            context=torch.stack([contexts[n] for n in everything for _ in rows[n]]).cpu(),
-        )
+        trees = [self._tree(part) for part in _parts(asked)]
+        trees.sort(key=lambda tree: len(tree.ids))
+        rows: dict[Asked, torch.Tensor] = {}
+        for start in range(0, len(trees), BATCH):
+            batch = trees[start : start + BATCH]
+            for tree, states in zip(batch, self._hidden(batch), strict=True):
+                rows |= tree.features(states)
+        return torch.stack([rows[one] for one in asked]).cpu()
 
     @property
     def middle(self) -> int:
-        """Which of the layers is read for contexts and principles."""
+        """Which of the layers is read for a text by itself."""
         return len(self.layers) // 2
 
     @torch.inference_mode()
     def read_text(self, text: str) -> torch.Tensor:
-        """Mean hidden state (d,) over a text's tokens, e.g. of a principle's question."""
-        ids = self.encoder.text_ids(text)[: self.max_length]
-        tree = _Tree(ids=ids, num_prompt=len(ids), lengths=())
-        return self._hidden([tree])[0, self.middle].mean(0).cpu()
-
-    @torch.inference_mode()
-    def read_prompt(self, text: str) -> torch.Tensor:
-        """Mean direction (d,) of the hidden states of a text's tokens, behind one that is left out.
+        """Mean direction (d,) of the middle layer's states of a text by itself.
 
         The first token, and sometimes another, has a state some hundred times as long as the others
         (Sun et al. 2024, arXiv:2402.17762): a plain mean says how long the text is, and little
-        else. So every state has length 1 before the mean.
+        else. So a token is put before the text and left out, and every state has length 1 before
+        the mean.
         """
         ids = [self.encoder.eos_id, *self.encoder.text_ids(text)][: self.max_length]
-        tree = _Tree(ids=ids, num_prompt=len(ids), lengths=())
-        states = self._hidden([tree])[0, self.middle, 1:]
-        return torch.nn.functional.normalize(states, dim=-1).mean(0).cpu()
+        states = self._hidden([_Tree(ids=ids, branch=[0] * len(ids), parents=[0], leaves={})])[0]
+        return _direction(states[self.middle, 1:]).cpu()
 
-    def _tree(self, messages: Sequence[Message], responses: Sequence[str]) -> _Tree:
-        """The end of a conversation, then its responses."""
-        answers = [self.encoder.text_ids(text)[: self.max_length // 2] for text in responses]
-        room = self.max_length - max(map(len, answers))
-        prompt = self.encoder.conversation(messages)[-room:]
-        return _Tree(
-            ids=prompt + [token for answer in answers for token in answer],
-            num_prompt=len(prompt),
-            lengths=tuple(map(len, answers)),
-        )
+    def _tree(self, asked: Sequence[Asked]) -> _Tree:
+        """The end of one conversation, then each response with its questions behind it."""
+        questions = {
+            one: self.encoder.text_ids(f"\n\n{one.question}")[: self.max_length // 4]
+            for one in asked
+        }
+        responses = {
+            text: self.encoder.text_ids(text)[: self.max_length // 2]
+            for text in dict.fromkeys(one.response for one in asked)
+        }
+        longest = sum(max(map(len, texts.values())) for texts in (responses, questions))
+        prompt = self.encoder.conversation(asked[0].messages)[longest - self.max_length :]
+        tree = _Tree(ids=prompt, branch=[0] * len(prompt), parents=[0], leaves={})
+        for text, ids in responses.items():
+            own = tree.grow(ids, parent=0)
+            for one in asked:
+                if one.response == text:
+                    tree.leaves[one] = tree.grow(questions[one], parent=own)
+        return tree
 
     @torch.inference_mode()
     def _hidden(self, trees: Sequence[_Tree]) -> torch.Tensor:
@@ -176,35 +173,71 @@ def _watched(
             handle.remove()
 
 
-def _means(states: torch.Tensor) -> torch.Tensor:
-    """(layers * 2 d,) of a response's states (layers, S, d): its opening's mean and its own."""
-    return torch.stack([states[:, :OPENING].mean(1), states.mean(1)], dim=1).flatten()
+def _parts(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """What is read in one sequence: different questions about one conversation's responses."""
+    by_messages: dict[tuple[Message, ...], list[Asked]] = defaultdict(list)
+    for one in dict.fromkeys(asked):
+        by_messages[one.messages].append(one)
+    return [
+        own[start : start + QUESTIONS_AT_ONCE]
+        for own in by_messages.values()
+        for start in range(0, len(own), QUESTIONS_AT_ONCE)
+    ]
+
+
+def _direction(states: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens (..., d) of states (..., S, d) brought to length 1."""
+    return functional.normalize(states, dim=-1).mean(-2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tree:
-    """A prompt and the responses that branch off it, in one sequence."""
+    """A conversation and what branches off it, in one sequence: responses, and questions off them.
+
+    Branch 0 is the conversation.
+    """
 
     ids: list[int]
-    num_prompt: int
-    lengths: tuple[int, ...]
-    """Tokens of each response."""
+    branch: list[int]
+    """Of each token."""
+    parents: list[int]
+    """Of each branch; the conversation is its own."""
+    leaves: dict[Asked, int]
+    """Branch of each question."""
 
-    def branches(self) -> list[slice]:
-        """Where each response is."""
-        starts = [self.num_prompt + sum(self.lengths[:k]) for k in range(len(self.lengths))]
-        return [slice(start, start + n) for start, n in zip(starts, self.lengths, strict=True)]
+    def grow(self, ids: Sequence[int], *, parent: int) -> int:
+        """Add a branch behind another and return its number."""
+        number = len(self.parents)
+        self.ids.extend(ids)
+        self.branch.extend([number] * len(ids))
+        self.parents.append(parent)
+        return number
 
     def positions(self) -> torch.Tensor:
-        """(S,): every response goes on where the prompt ends."""
-        ranges = [torch.arange(self.num_prompt)]
-        ranges += [self.num_prompt + torch.arange(num) for num in self.lengths]
-        return torch.cat(ranges)
+        """(S,): every branch goes on where its parent ends."""
+        ends: list[int] = []
+        found = []
+        for number, parent in enumerate(self.parents):
+            start = ends[parent] if number else 0
+            length = self.branch.count(number)
+            found.append(start + torch.arange(length))
+            ends.append(start + length)
+        return torch.cat(found)
 
     def seen(self) -> torch.Tensor:
-        """(S, S) bool: a token sees the prompt and its own response, up to itself."""
-        branch = torch.cat(
-            [torch.full((n,), k) for k, n in enumerate((self.num_prompt, *self.lengths))]
-        )
-        same = (branch[:, None] == branch) | (branch == 0)
-        return same & torch.ones(len(branch), len(branch), dtype=torch.bool).tril()
+        """(S, S) bool: a token sees its branch up to itself, and the branches that led to it."""
+        leads = torch.eye(len(self.parents), dtype=torch.bool)
+        for number, parent in enumerate(self.parents):
+            leads[number] |= leads[parent]
+        branch = torch.tensor(self.branch)
+        size = len(self.branch)
+        return leads[branch][:, branch] & torch.ones(size, size, dtype=torch.bool).tril()
+
+    def features(self, states: torch.Tensor) -> dict[Asked, torch.Tensor]:
+        """(layers * d,) of each question, from hidden states (layers, S, d)."""
+        branch = torch.tensor(self.branch, device=states.device)
+        own = states[:, : len(self.branch)]
+        return {
+            one: _direction(own[:, branch == number]).flatten()
+            for one, number in self.leaves.items()
+        }

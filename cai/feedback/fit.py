@@ -2,8 +2,10 @@
 
 How much a general comparison counts beside the constitution's own tests is chosen, not set: under
 `inverted` the tests ask for the opposite of what the comparisons say, under a narrow domain they
-may say little about it. Each candidate weight is tried by cross-validation on the tests inside
-every training set, so the choice never sees the fold that it is measured on.
+may say little about it. A pair that is labelled twice, under questions that it answers differently,
+says nothing about what is better in general and always counts. Every candidate weight is tried by
+cross-validation, and the probe that judges a fold has the weight that was best on the tests of the
+other folds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from cai.feedback.probe import Scaling, folds_of, gram, solve
+from cai.feedback.probe import Kernel, folds_of, solve
 from cai.feedback.tuned import Probe
 from cai.feedback_config import TunedConfig
 
@@ -24,15 +26,14 @@ from cai.feedback_config import TunedConfig
 class Examples:
     """Labelled pairs as features; rows are pairs."""
 
-    better: torch.Tensor
-    """(n, 2 d)."""
-    worse: torch.Tensor
-    contexts: torch.Tensor
-    """(n, d)."""
+    differences: torch.Tensor
+    """(n, D), better minus worse."""
     principles: torch.Tensor
     """(n, d)."""
     is_test: torch.Tensor
-    """(n,) bool: the constitution's own test, not a general comparison."""
+    """(n,) bool: the constitution's own test."""
+    is_general: torch.Tensor
+    """(n,) bool: a comparison labelled once, so by what is better in general."""
     keys: Sequence[str]
     """`pair_key` of each."""
     groups: Sequence[str]
@@ -52,41 +53,36 @@ class Fit:
 
 def fit(examples: Examples, config: TunedConfig) -> Fit:
     """Train one probe without each fold and one on everything."""
-    response = Scaling.of(torch.cat([examples.better, examples.worse]))
-    context = Scaling.of(examples.contexts)
-    principle = Scaling.of(examples.principles)
-    differences = response.apply(examples.better) - response.apply(examples.worse)
-    contexts, principles = context.unit(examples.contexts), principle.unit(examples.principles)
-    kernel = gram(
-        (differences, differences),
-        (contexts, contexts),
-        (principles, principles),
-        by_context=config.by_context,
-        by_principle=config.by_principle,
-    )
+    pairs = Kernel.of(examples.differences, examples.principles, by_principle=config.by_principle)
+    kernel = pairs(examples.differences, examples.principles)
     folds = torch.tensor(folds_of(examples.groups, num_folds=config.num_folds))
-    trained = _Trainer(kernel=kernel, folds=folds, is_test=examples.is_test, config=config)
-    outer: list[int | None] = [*range(config.num_folds), None]
-    chosen = [trained.choose(fold) for fold in outer]
-    alphas = torch.stack(
-        [trained.solve({fold}, weight) for fold, weight in zip(outer, chosen, strict=True)]
+    trained = _Trainer(
+        kernel=kernel,
+        folds=folds,
+        is_test=examples.is_test,
+        is_general=examples.is_general,
+        config=config,
     )
+    weights = config.comparison_weights if examples.is_test.any() else config.comparison_weights[:1]
+    candidates = [trained.probes(weight) for weight in weights]
+    losses = [trained.losses(alphas) for alphas in candidates]
+    chosen = [_best(losses, without=fold) for fold in (*range(config.num_folds), None)]
+    alphas = torch.stack([candidates[best][row] for row, best in enumerate(chosen)])
     margins = (alphas[folds] * kernel).sum(1)
     scale = calibrate(margins[examples.is_test] if examples.is_test.any() else margins)
     probe = Probe(
-        differences=differences,
-        contexts=contexts,
-        principles=principles,
+        differences=examples.differences,
+        principles=examples.principles,
         alphas=alphas,
         scale=scale,
-        response_scaling=response,
-        context_scaling=context,
-        principle_scaling=principle,
-        by_context=config.by_context,
         by_principle=config.by_principle,
         folds=dict(zip(examples.keys, folds.tolist(), strict=True)),
     )
-    return Fit(probe=probe, comparison_weights=tuple(chosen), margins=scale * margins)
+    return Fit(
+        probe=probe,
+        comparison_weights=tuple(weights[best] for best in chosen),
+        margins=scale * margins,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,33 +92,42 @@ class _Trainer:
     kernel: torch.Tensor
     folds: torch.Tensor
     is_test: torch.Tensor
+    is_general: torch.Tensor
     config: TunedConfig
 
-    def solve(self, without: set[int | None], weight: float) -> torch.Tensor:
-        """Alpha (n,), zero for the rows of the folds that are left out."""
-        weights = torch.where(self.is_test, 1.0, weight).to(self.kernel.dtype)
-        for fold in without - {None}:
-            weights = torch.where(self.folds == fold, 0.0, weights)
-        return solve(self.kernel, weights, penalty=self.config.penalty)
+    def probes(self, weight: float) -> torch.Tensor:
+        """Alpha (folds + 1, n) without each fold and with everything.
 
-    def choose(self, without: int | None) -> float:
-        """The comparisons' weight with the lowest held-out loss on the tests left to train on."""
-        weights = self.config.comparison_weights
-        if len(weights) == 1 or not self.is_test.any():
-            return weights[0]
-        losses = [self._loss(without, weight) for weight in weights]
-        return weights[losses.index(min(losses))]
+        Rows that are left out have alpha 0. The fit to everything is where the others begin.
+        """
+        weights = torch.where(self.is_general, weight, 1.0).to(self.kernel.dtype)
+        whole = self._solve(weights, start=None)
+        parts = [
+            self._solve(torch.where(self.folds == fold, 0.0, weights), start=whole)
+            for fold in range(self.config.num_folds)
+        ]
+        return torch.stack([*parts, whole])
 
-    def _loss(self, without: int | None, weight: float) -> float:
-        total, num = 0.0, 0
-        for fold in range(self.config.num_folds):
-            rows = (self.folds == fold) & self.is_test
-            if fold == without or not rows.any():
-                continue
-            margins = self.kernel[rows] @ self.solve({without, fold}, weight)
-            total += float(functional.softplus(-margins).sum())
-            num += int(rows.sum())
-        return total / num if num else math.inf
+    def _solve(self, weights: torch.Tensor, *, start: torch.Tensor | None) -> torch.Tensor:
+        return solve(self.kernel, weights, penalty=self.config.penalty, start=start)
+
+    def losses(self, alphas: torch.Tensor) -> list[tuple[float, int]]:
+        """Held-out log loss summed over the tests of each fold, and how many they are."""
+        margins = (alphas[self.folds] * self.kernel).sum(1)
+        loss = functional.softplus(-margins)
+        rows = [(self.folds == fold) & self.is_test for fold in range(self.config.num_folds)]
+        return [(float(loss[own].sum()), int(own.sum())) for own in rows]
+
+
+def _best(losses: Sequence[Sequence[tuple[float, int]]], *, without: int | None) -> int:
+    """Number of the candidate with the lowest mean held-out loss outside one fold."""
+
+    def mean(candidate: Sequence[tuple[float, int]]) -> float:
+        kept = [one for fold, one in enumerate(candidate) if fold != without]
+        num = sum(count for _, count in kept)
+        return sum(loss for loss, _ in kept) / num if num else math.inf
+
+    return min(range(len(losses)), key=lambda number: mean(losses[number]))
 
 
 def calibrate(margins: torch.Tensor) -> float:

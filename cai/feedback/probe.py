@@ -1,16 +1,17 @@
-r"""A logistic probe on pairs whose direction depends on the conversation and on the principle.
+r"""A logistic probe on pairs whose direction depends on the principle.
 
 One direction in feature space cannot serve every principle: refusing is better under one and worse
-under another. The value of a response r in a conversation with context x, under a principle q, is
-linear in its features f(r), with weights that depend on x and q:
+under another. The value of a response under a principle q is linear in the features f that are read
+with q's question behind the response, with weights that depend on q again:
 
-    value(r; x, q) = sum_i alpha_i k(x_i, q_i; x, q) <D_i, f(r)> / d
-    k(x', q'; x, q) = 1 + by_context <x', x> + by_principle <q', q>
+    value(f; q) = sum_i alpha_i k(q_i, q) <D_i, f> / D
+    k(q', q) = 1 + by_principle <q', q>
 
-D_i is the difference of features of training pair i (better minus worse), x and q are centred unit
-vectors. alpha minimises the weighted sum of log(1 + exp(-m_i)) over the margins m = K alpha, plus
-penalty / 2 alpha' K alpha: kernel logistic regression on differences (Bradley-Terry), convex, so
-solved to its optimum by Newton steps. P(a preferred) = sigmoid(value(a) - value(b)).
+D_i is the difference of features of training pair i (better minus worse), in units of the root mean
+square over the training pairs; D is their number; q are centred unit vectors, of the questions by
+themselves. alpha minimises the weighted sum of log(1 + exp(-m_i)) over the margins m = K alpha,
+plus penalty / 2 alpha' K alpha: kernel logistic regression on differences (Bradley-Terry), convex,
+so solved to its optimum by Newton steps. P(a preferred) = sigmoid(value(a) - value(b)).
 """
 
 from __future__ import annotations
@@ -22,64 +23,74 @@ import torch
 from torch.nn import functional
 
 MAX_STEPS = 50
-TOLERANCE = 1e-8
+TOLERANCE = 1e-5
 """Newton ends when no margin moves by more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scaling:
-    """Means and standard deviations that make features comparable."""
+class Kernel:
+    """k(q_i, q) <D_i, f> / D between training pairs and anything that was read."""
 
+    differences: torch.Tensor
+    """(n, D), of unit mean square."""
+    scale: torch.Tensor
+    """(D,), what features are divided by."""
+    principles: torch.Tensor
+    """(n, d), unit vectors."""
     mean: torch.Tensor
+    """(d,), of the training pairs' principles."""
     std: torch.Tensor
+    by_principle: float
 
     @classmethod
-    def of(cls, rows: torch.Tensor) -> Scaling:
-        """Of rows (n, d)."""
-        return cls(mean=rows.mean(0), std=rows.std(0, correction=0) + 1e-3)
+    def of(
+        cls, differences: torch.Tensor, principles: torch.Tensor, *, by_principle: float
+    ) -> Kernel:
+        """Of training pairs as read, (n, D) and (n, d)."""
+        scale = differences.square().mean(0).sqrt() + 1e-6
+        mean, std = principles.mean(0), principles.std(0, correction=0) + 1e-6
+        return cls(
+            differences=differences / scale,
+            scale=scale,
+            principles=functional.normalize((principles - mean) / std, dim=-1),
+            mean=mean,
+            std=std,
+            by_principle=by_principle,
+        )
 
-    def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Centred rows with unit variance."""
-        return (rows - self.mean) / self.std
-
-    def unit(self, rows: torch.Tensor) -> torch.Tensor:
-        """Centred rows with unit length."""
-        return functional.normalize(self.apply(rows), dim=-1)
+    def __call__(self, features: torch.Tensor, principles: torch.Tensor) -> torch.Tensor:
+        """(m, n) between rows as read, (m, D) and (m, d), and the training pairs."""
+        linear = (features / self.scale) @ self.differences.T / len(self.scale)
+        units = functional.normalize((principles - self.mean) / self.std, dim=-1)
+        return linear * (1 + self.by_principle * units @ self.principles.T)
 
 
-def gram(
-    differences: tuple[torch.Tensor, torch.Tensor],
-    contexts: tuple[torch.Tensor, torch.Tensor],
-    principles: tuple[torch.Tensor, torch.Tensor],
+def solve(
+    kernel: torch.Tensor,
+    weights: torch.Tensor,
     *,
-    by_context: float,
-    by_principle: float,
+    penalty: float,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Kernel (n, m) between two lots of rows: features, contexts and principles of each."""
-    left, right = differences
-    linear = left @ right.T / left.shape[1]
-    gate = 1 + by_context * contexts[0] @ contexts[1].T
-    return linear * (gate + by_principle * principles[0] @ principles[1].T)
-
-
-def solve(kernel: torch.Tensor, weights: torch.Tensor, *, penalty: float) -> torch.Tensor:
-    """The minimising alpha (n,), by iteratively reweighted least squares, float64.
+    """The minimising alpha (n,), by iteratively reweighted least squares.
 
     Args:
         kernel: (n, n), symmetric and positive semi-definite.
         weights: (n,) of the pairs, at least 0.
         penalty: Above 0.
+        start: An alpha (n,) near the optimum, which saves steps and changes nothing else.
     """
     alpha = kernel.new_zeros(len(kernel))
-    margins = kernel @ alpha
     used = weights > 0
-    alpha_used, inner = alpha[used], kernel[used][:, used]
-    margins, own = margins[used], weights[used]
+    inner, own = kernel[used][:, used], weights[used]
+    alpha_used = alpha[used] if start is None else start[used]
+    margins = inner @ alpha_used
     for _ in range(MAX_STEPS):
         wrong = torch.sigmoid(-margins)
         curvature = own * wrong * (1 - wrong) + 1e-12
         target = margins + own * wrong / curvature
-        alpha_used = torch.linalg.solve(inner + torch.diag(penalty / curvature), target)
+        factor = torch.linalg.cholesky(inner + torch.diag(penalty / curvature))
+        alpha_used = torch.cholesky_solve(target[:, None], factor)[:, 0]
         moved = inner @ alpha_used
         if (moved - margins).abs().max() < TOLERANCE:
             break

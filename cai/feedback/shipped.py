@@ -3,6 +3,10 @@
 `cai/datasets/labelled/comparisons.jsonl`: written for this project; per row an id, the concern that
 the pair is about, the question it was labelled by, the conversation so far and two responses.
 
+`criteria.jsonl`: written for it, too; per row an id, the conversation so far, two responses, a
+question under which the first is better, and one under which the second is. A judge that goes by
+what is better in general, and not by the question, is right on half of them.
+
 `manipulations.jsonl`: texts that work on a judge instead of answering. Every few pairs one of them
 is put behind a response, and the response without it is the better one, so that praise, verdicts
 and forged turns do not count in a response's favour. None of them is among the attacks that
@@ -70,8 +74,9 @@ def _file(name: str) -> LabelledSet:
 
 def _shipped() -> LabelledSet:
     folder = paths.PACKAGE / "datasets" / "labelled"
-    files = [(folder / f"{name}.jsonl").read_bytes() for name in ("comparisons", "manipulations")]
-    rows, manipulations = (
+    names = ("comparisons", "manipulations", "criteria")
+    files = [(folder / f"{name}.jsonl").read_bytes() for name in names]
+    rows, manipulations, criteria = (
         [json.loads(line) for line in data.decode("utf-8").splitlines()] for data in files
     )
     pairs: list[Labelled] = []
@@ -80,6 +85,7 @@ def _shipped() -> LabelledSet:
         if number % MANIPULATE_EVERY == 0:
             turn = number // MANIPULATE_EVERY
             pairs.append(_manipulated(pairs[-1], turn, manipulations[turn % len(manipulations)]))
+    pairs += [side for row in criteria for side in _opposed(row)]
     return LabelledSet(
         pairs=tuple(pairs),
         source="comparisons that ship with the project",
@@ -94,18 +100,40 @@ def _pair(row: dict[str, Any]) -> Labelled:
         messages=tuple(Message(**turn) for turn in row["messages"]),
         better=row["better"],
         worse=row["worse"],
-        principle=Principle(
-            id=row["concern"],
-            principle="",
-            critique="",
-            revise="",
-            compare=row["question"],
-            scope=(),
-            weight=1.0,
-            source="",
-            tests=(),
-            document="",
-        ),
+        principle=_asking(row["concern"], row["question"]),
+    )
+
+
+def _opposed(row: dict[str, Any]) -> list[Labelled]:
+    """One pair under each of its two questions."""
+    first, second = row["responses"]
+    return [
+        Labelled(
+            name=f"{row['id']}-{number}",
+            messages=tuple(Message(**turn) for turn in row["messages"]),
+            better=better,
+            worse=worse,
+            principle=_asking(f"{row['id']}-{number}", question),
+        )
+        for number, (better, worse, question) in enumerate(
+            [(first, second, row["first"]), (second, first, row["second"])]
+        )
+    ]
+
+
+def _asking(name: str, question: str) -> Principle:
+    """A principle that has nothing but a comparison form."""
+    return Principle(
+        id=name,
+        principle="",
+        critique="",
+        revise="",
+        compare=question,
+        scope=(),
+        weight=1.0,
+        source="",
+        tests=(),
+        document="",
     )
 
 

@@ -52,7 +52,7 @@ def prompt_embeddings(
                 PromptEmbedding(
                     prompt_id=prompt.id,
                     kind=prompt.kind,
-                    vector=_packed(reader.read_prompt(prompt_text(prompt)).numpy()),
+                    vector=_packed(reader.read_text(prompt_text(prompt)).numpy()),
                 )
                 for prompt in chunk
             ]

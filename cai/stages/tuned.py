@@ -1,12 +1,15 @@
 """Stages `feedback_features` and `tuned_feedback`: the probe of tuned feedback, trained.
 
-The features of the labelled comparisons depend on the model alone, so every constitution and every
-run shares them; only the constitution's tests are read anew.
+The features of the labelled comparisons depend on the model alone, so every constitution, every
+seed and every run shares them; only the constitution's tests are read anew.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
+import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +18,7 @@ import torch
 from cai.artifacts import Artifact, Work, in_shards
 from cai.context import RunContext, Stage
 from cai.feedback.build import reader_of
-from cai.feedback.features import Reader
+from cai.feedback.features import Asked, Reader
 from cai.feedback.fit import Examples, fit
 from cai.feedback.hygiene import shown, shown_turns
 from cai.feedback.labelled import GENERAL_PRINCIPLE, Labelled, constitution_tests
@@ -53,10 +56,11 @@ def _features(
         work.write_records(records)
         work.counts = {"pairs": len(records)}
 
-    return context.run(
+    unseeded = dataclasses.replace(context, seed=0)
+    return unseeded.run(
         Stage(
             name="feedback_features",
-            version=1,
+            version=2,
             config={**_reading(config), "max_comparisons": config.max_comparisons},
             inputs={},
             identity={"model": role_key(model), **comparisons.identity},
@@ -90,12 +94,11 @@ def _tuned(context: RunContext, *, config: TunedConfig, model: ModelConfig) -> A
     return context.run(
         Stage(
             name="tuned_feedback",
-            version=1,
+            version=2,
             config={
                 "num_folds": config.num_folds,
                 "comparison_weights": config.comparison_weights,
                 "penalty": config.penalty,
-                "by_context": config.by_context,
                 "by_principle": config.by_principle,
                 **_reading(config),
             },
@@ -109,30 +112,29 @@ def _tuned(context: RunContext, *, config: TunedConfig, model: ModelConfig) -> A
 
 def _read(work: Work, reader: Reader, pairs: Sequence[Labelled]) -> list[Reading]:
     """Features of every pair, shard by shard, the shortest first, so that little is padding."""
-    known: dict[str, torch.Tensor] = {}
-
-    def principle_of(pair: Labelled) -> torch.Tensor:
-        question = (pair.principle or GENERAL_PRINCIPLE).compare
-        if question not in known:
-            known[question] = reader.read_text(question)
-        return known[question]
+    texts = functools.cache(reader.read_text)
 
     def make(chunk: Sequence[Labelled], _advance: Callable[[int], None]) -> list[Reading]:
-        cleaned = [
-            (shown_turns(pair.messages), (shown(pair.better), shown(pair.worse))) for pair in chunk
+        pairs = [
+            (shown_turns(pair.messages), shown(pair.better), shown(pair.worse)) for pair in chunk
         ]
-        features = reader.read(cleaned)
+        questions = [(pair.principle or GENERAL_PRINCIPLE).compare for pair in chunk]
+        features = reader.read(
+            [
+                Asked(messages=messages, response=text, question=question)
+                for (messages, *responses), question in zip(pairs, questions, strict=True)
+                for text in responses
+            ]
+        )
         return [
             Reading(
                 name=pair.name,
-                key=pair_key(messages, *responses),
+                key=pair_key(*shown_pair),
                 group=pair.messages[0].content,
-                better=_packed(features.response[2 * row]),
-                worse=_packed(features.response[2 * row + 1]),
-                context=_packed(features.context[2 * row]),
-                principle=_packed(principle_of(pair)),
+                difference=_packed(features[2 * row] - features[2 * row + 1]),
+                principle=_packed(texts(questions[row])),
             )
-            for row, (pair, (messages, responses)) in enumerate(zip(chunk, cleaned, strict=True))
+            for row, (pair, shown_pair) in enumerate(zip(chunk, pairs, strict=True))
         ]
 
     return in_shards(
@@ -151,22 +153,23 @@ def _length(pair: Labelled) -> tuple[int, str]:
 
 
 def _packed(row: torch.Tensor) -> str:
-    """Little-endian float32 as base64."""
-    return base64.b64encode(row.numpy().astype("<f4").tobytes()).decode("ascii")
+    """Little-endian half precision as base64."""
+    return base64.b64encode(row.numpy().astype("<f2").tobytes()).decode("ascii")
 
 
 def _unpacked(texts: Sequence[str]) -> torch.Tensor:
-    rows = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in texts]
+    rows = [np.frombuffer(base64.b64decode(text), dtype="<f2") for text in texts]
     return torch.from_numpy(np.stack(rows).astype(np.float64))
 
 
 def _examples(readings: Sequence[Reading], *, num_tests: int) -> Examples:
+    counts = Counter(reading.key for reading in readings)
+    is_test = torch.arange(len(readings)) < num_tests
     return Examples(
-        better=_unpacked([reading.better for reading in readings]),
-        worse=_unpacked([reading.worse for reading in readings]),
-        contexts=_unpacked([reading.context for reading in readings]),
+        differences=_unpacked([reading.difference for reading in readings]),
         principles=_unpacked([reading.principle for reading in readings]),
-        is_test=torch.arange(len(readings)) < num_tests,
+        is_test=is_test,
+        is_general=torch.tensor([counts[reading.key] == 1 for reading in readings]) & ~is_test,
         keys=[reading.key for reading in readings],
         groups=[reading.group for reading in readings],
     )

@@ -1,20 +1,29 @@
-"""Features of responses: branches do not see each other, batches and layers change nothing."""
+"""Features of questions behind responses: branches do not see each other."""
 
 from __future__ import annotations
+
+import dataclasses
+import itertools
 
 import pytest
 import torch
 
-from cai.feedback.features import OPENING, Reader, trunk_of
+from cai.feedback.features import QUESTIONS_AT_ONCE, Asked, Reader, trunk_of
 from cai.tokens import ChatEncoder
 from cai.types import Message
 from tests.conftest import byte_tokenizer
 from tests.tiny import tiny_model
 
 ENCODER = ChatEncoder(byte_tokenizer())
+FIRST = (Message(role="user", content="hello there"),)
+SECOND = (Message(role="user", content="x" * 30),)
 ASKED = [
-    ((Message(role="user", content="hello there"),), ("one answer", "another, longer answer")),
-    ((Message(role="user", content="x" * 30),), ("short", "y" * 40)),
+    Asked(messages=messages, response=response, question=question)
+    for messages, responses in [
+        (FIRST, ("one answer", "another, longer answer")),
+        (SECOND, ("short", "y" * 40)),
+    ]
+    for response, question in itertools.product(responses, ("Is it kind?", "Which is shorter?"))
 ]
 
 
@@ -28,54 +37,63 @@ def reader(**changes: object) -> Reader:
     return Reader(**(values | changes))
 
 
-def slow(messages: tuple[Message, ...], response: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """One response alone through the whole model."""
-    prompt = ENCODER.conversation(messages)
-    answer = ENCODER.text_ids(response)
-    states = tiny_model()(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
-    parts = []
-    for layer in (1, 2):
-        own = states[layer][0, len(prompt) :]
-        parts += [own[:OPENING].mean(0), own.mean(0)]
-    return torch.cat(parts), states[2][0, len(prompt) - 1]
+def slow(asked: Asked) -> torch.Tensor:
+    """One question behind one response, alone through the model's first layer."""
+    before = ENCODER.conversation(asked.messages) + ENCODER.text_ids(asked.response)
+    question = ENCODER.text_ids(f"\n\n{asked.question}")
+    states = tiny_model()(torch.tensor([before + question]), output_hidden_states=True)
+    own = states.hidden_states[1][0, len(before) :]
+    return (own / own.norm(dim=-1, keepdim=True)).mean(0)
 
 
 @torch.no_grad()
-def test_branches_are_what_each_response_alone_is() -> None:
+def test_a_row_is_what_its_question_behind_its_response_alone_is() -> None:
     features = reader().read(ASKED)
-    expected = [slow(messages, text) for messages, texts in ASKED for text in texts]
-    # The last layer of the whole model has the final norm behind it; layer 1 has not.
-    width = features.response.shape[1] // 2
-    for row, (response, _) in enumerate(expected):
-        assert torch.allclose(features.response[row, :width], response[:width], atol=1e-5)
+    width = features.shape[1] // 2  # the last layer of the whole model has a norm behind it
+    for row, asked in zip(features, ASKED, strict=True):
+        assert torch.allclose(row[:width], slow(asked), atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_response_does_not_depend_on_the_others_beside_it() -> None:
-    (messages, (first, second)), _ = ASKED
-    together = reader().read([(messages, (first, second))])
-    alone = reader().read([(messages, (first,)), (messages, (second,))])
-    assert torch.allclose(together.response, alone.response, atol=1e-5)
-    assert torch.allclose(together.context, alone.context, atol=1e-5)
-    turned = reader().read([(messages, (second, first))])
-    assert torch.allclose(turned.response.flip(0), together.response, atol=1e-5)
+def test_a_row_does_not_depend_on_what_else_is_asked() -> None:
+    together = reader().read(ASKED)
+    alone = torch.cat([reader().read([asked]) for asked in ASKED])
+    assert torch.allclose(together, alone, atol=1e-5)
+    turned = reader().read(ASKED[::-1] + ASKED[:3])
+    assert torch.allclose(turned[: len(ASKED)].flip(0), together, atol=1e-5)
+    assert torch.equal(turned[len(ASKED) :], turned[: len(ASKED)].flip(0)[:3])
+    assert (together[:, None] - together).abs().amax(-1).fill_diagonal_(1.0).min() > 1e-4
 
 
 @torch.no_grad()
-def test_batches_and_padding_change_nothing() -> None:
-    together = reader().read(ASKED * 6)
-    for row, asked in enumerate(ASKED):
-        alone = reader().read([asked])
-        assert torch.allclose(alone.response, together.response[2 * row : 2 * row + 2], atol=1e-5)
+def test_many_questions_are_several_sequences() -> None:
+    many = [
+        dataclasses.replace(ASKED[0], question=f"Is it number {k}?")
+        for k in range(2 * QUESTIONS_AT_ONCE + 1)
+    ]
+    read = reader().read(many)
+    assert torch.allclose(read[-1], slow_both(many[-1]), atol=1e-5)
+    assert torch.allclose(read[3], slow_both(many[3]), atol=1e-5)
+
+
+def slow_both(asked: Asked) -> torch.Tensor:
+    return reader().read([asked])[0]
 
 
 @torch.no_grad()
 def test_a_long_conversation_loses_its_beginning() -> None:
-    (messages, texts), _ = ASKED
-    long = (Message(role="user", content="z" * 500 + "hello there"),)
-    cut = reader(max_length=60).read([(long, texts)])
-    assert torch.isfinite(cut.response).all()
-    assert not torch.allclose(cut.context, reader().read([(messages, texts)]).context)
+    long = Asked(
+        messages=(Message(role="user", content="z" * 500 + "hello there"),),
+        response="one answer",
+        question="Is it kind?",
+    )
+    cut = reader(max_length=60).read([long])
+    assert torch.isfinite(cut).all()
+    longer = dataclasses.replace(
+        long, messages=(Message(role="user", content="z" * 600 + "hello there"),)
+    )
+    assert torch.allclose(cut, reader(max_length=60).read([longer]), atol=1e-6)
+    assert not torch.allclose(cut, reader(max_length=900).read([long]), atol=1e-4)
 
 
 def test_the_trunk_shares_weights_and_leaves_the_model_whole() -> None:
@@ -95,22 +113,22 @@ def test_a_second_trunk_of_the_same_model_reads_the_same() -> None:
     model(torch.tensor([[1, 2, 3]]), output_hidden_states=True)
     first = reader(trunk=trunk_of(model, 2)).read(ASKED)
     second = reader(trunk=trunk_of(model, 2)).read(ASKED)
-    assert torch.equal(first.response, second.response)
-    assert torch.equal(first.response, reader().read(ASKED).response)
+    assert torch.equal(first, second)
+    assert torch.equal(first, reader().read(ASKED))
 
 
 @torch.no_grad()
-def test_a_prompt_is_the_mean_direction_of_its_tokens_without_the_one_before_them() -> None:
+def test_a_text_is_the_mean_direction_of_its_tokens_without_the_one_before_them() -> None:
     one = reader(layers=(1,))
     ids = [ENCODER.eos_id, *ENCODER.text_ids("abcd")]
     states = tiny_model()(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, 1:]
     expected = (states / states.norm(dim=-1, keepdim=True)).mean(0)
-    assert torch.allclose(one.read_prompt("abcd"), expected, atol=1e-6)
-    assert torch.isfinite(one.read_prompt("a")).all()
+    assert torch.allclose(one.read_text("abcd"), expected, atol=1e-6)
+    assert torch.isfinite(one.read_text("a")).all()
     # One huge state, such as real models have, moves the mean by one token's part and no more.
     huge = trunk_of(tiny_model(), 1)
     huge.layers[0].register_forward_hook(lambda _module, _inputs, out: _enlarged(out))
-    moved = reader(trunk=huge, layers=(1,)).read_prompt("abcd")
+    moved = reader(trunk=huge, layers=(1,)).read_text("abcd")
     assert torch.allclose(moved, expected, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The probe's maths: optimum, gating, folds, the choice of weights, calibration."""
+"""The probe's maths: kernel, optimum, folds, the choice of weights, calibration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cai.choices import Gate, LabelMode
 from cai.feedback.fit import Examples, calibrate, fit
-from cai.feedback.probe import Scaling, folds_of, gram, solve
+from cai.feedback.probe import Kernel, folds_of, solve
 from cai.feedback.tuned import FOLDS, PROBE, Probe
 from cai.feedback_config import TunedConfig
 
@@ -31,7 +31,6 @@ def config(**changes: object) -> TunedConfig:
         "max_length": 64,
         "depths": [1.0],
         "penalty": 0.1,
-        "by_context": 1.0,
         "by_principle": 1.0,
     }
     return TunedConfig(**(values | changes))
@@ -44,15 +43,12 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def examples(num: int, *, sign: torch.Tensor | None = None, seed: int = 0) -> Examples:
     """Pairs whose better response is further along a direction; `sign` turns some around."""
     direction = random(6, seed=99)
-    worse = random(num, 6, seed=seed)
     step = torch.ones(num, 1, dtype=torch.float64) if sign is None else sign[:, None]
-    better = worse + step * direction + 0.3 * random(num, 6, seed=seed + 1)
     return Examples(
-        better=better,
-        worse=worse,
-        contexts=random(num, 5, seed=seed + 2),
+        differences=step * direction + 0.3 * random(num, 6, seed=seed + 1),
         principles=random(num, 5, seed=seed + 3),
         is_test=torch.ones(num, dtype=torch.bool),
+        is_general=torch.zeros(num, dtype=torch.bool),
         keys=[f"k{seed}-{i}" for i in range(num)],
         groups=[f"g{seed}-{i}" for i in range(num)],
     )
@@ -101,8 +97,8 @@ def test_the_direction_may_turn_around_with_the_principle() -> None:
     made = examples(40, sign=sign)
     principles = torch.where(sign[:, None] > 0, 1.0, -1.0).double() * random(1, 5, seed=7)
     made = dataclasses.replace(made, principles=principles)
-    plain = fit(made, config(by_context=0.0, by_principle=0.0)).margins
-    gated = fit(made, config(by_context=0.0)).margins
+    plain = fit(made, config(by_principle=0.0)).margins
+    gated = fit(made, config()).margins
     assert float((gated > 0).double().mean()) > 0.95
     assert float((plain > 0).double().mean()) < 0.8
 
@@ -111,9 +107,7 @@ def test_a_held_out_margin_does_not_know_its_own_label() -> None:
     made = examples(20)
     before = fit(made, config()).probe
     turned = dataclasses.replace(
-        made,
-        better=torch.cat([made.worse[:1], made.better[1:]]),
-        worse=torch.cat([made.better[:1], made.worse[1:]]),
+        made, differences=torch.cat([-made.differences[:1], made.differences[1:]])
     )
     after = fit(turned, config()).probe
     assert before.folds["k0-0"] == 0
@@ -123,17 +117,9 @@ def test_a_held_out_margin_does_not_know_its_own_label() -> None:
 
 
 def _row(probe: Probe, made: Examples) -> torch.Tensor:
-    """Kernel between the training pairs and the first pair's better response minus its worse."""
-    moved = probe.response_scaling.apply(made.better[:1]) - probe.response_scaling.apply(
-        made.worse[:1]
-    )
-    return gram(
-        (probe.differences, moved),
-        (probe.contexts, probe.context_scaling.unit(made.contexts[:1])),
-        (probe.principles, probe.principle_scaling.unit(made.principles[:1])),
-        by_context=probe.by_context,
-        by_principle=probe.by_principle,
-    )[:, 0]
+    """Kernel between the training pairs and the first pair as `made` has it."""
+    kernel = Kernel.of(probe.differences, probe.principles, by_principle=probe.by_principle)
+    return kernel(made.differences[:1], made.principles[:1])[0]
 
 
 def test_comparisons_that_contradict_the_tests_are_left_out() -> None:
@@ -144,16 +130,17 @@ def test_comparisons_that_contradict_the_tests_are_left_out() -> None:
     def mixed(extra: Examples) -> Examples:
         joined = {
             name: torch.cat([getattr(tests, name), getattr(extra, name)])
-            for name in ("better", "worse", "contexts", "principles")
+            for name in ("differences", "principles")
         }
         return Examples(
             **joined,
             is_test=torch.arange(84) < 24,
+            is_general=torch.arange(84) >= 24,
             keys=[*tests.keys, *extra.keys],
             groups=[*tests.groups, *extra.groups],
         )
 
-    settings = config(comparison_weights=[1.0, 0.0], by_context=0.0, by_principle=0.0)
+    settings = config(comparison_weights=[1.0, 0.0], by_principle=0.0)
     against = fit(mixed(others), settings)
     assert set(against.comparison_weights) == {0.0}
     assert float((against.margins[:24] > 0).double().mean()) > 0.9
@@ -173,17 +160,32 @@ def test_calibration_by_hand() -> None:
 
 def test_saved_probe_gives_the_same_values(tmp_path: Path) -> None:
     made = examples(16)
-    probe = fit(made, config()).probe
+    halved = {
+        name: getattr(made, name).half().double() for name in ("differences", "principles")
+    }  # as the stage stores what was read
+    probe = fit(dataclasses.replace(made, **halved), config()).probe
     probe.save(tmp_path)
     loaded = Probe.load(tmp_path / PROBE, tmp_path / FOLDS)
-    arguments = (made.better, made.contexts, made.principles, [-1] * 16)
+    arguments = (made.differences, made.principles, [-1] * 16)
     assert torch.equal(loaded.values(*arguments), probe.values(*arguments))
     assert loaded.folds == probe.folds
 
 
-def test_scaling_centres_and_divides() -> None:
-    scaling = Scaling.of(torch.tensor([[1.0, 4.0], [3.0, 4.0]], dtype=torch.float64))
-    assert scaling.apply(torch.tensor([[3.0, 4.0]])).tolist()[0] == pytest.approx(
-        [0.999, 0.0], abs=1e-3
-    )
-    assert scaling.unit(torch.tensor([[9.0, 4.0]])).norm().item() == pytest.approx(1.0)
+def test_a_search_that_begins_near_the_optimum_ends_at_it() -> None:
+    features = random(12, 4)
+    kernel, weights = features @ features.T / 4, torch.ones(12, dtype=torch.float64)
+    cold = solve(kernel, weights, penalty=0.3)
+    warm = solve(kernel, weights, penalty=0.3, start=cold + 0.05 * random(12, seed=3))
+    assert torch.allclose(warm, cold, atol=1e-6)
+
+
+def test_the_kernel_by_hand() -> None:
+    # Columns 3, sqrt(41) and 1, 1 have mean squares 25 and 1: features are divided by 5 and 1.
+    differences = torch.tensor([[3.0, 1.0], [41**0.5, 1.0]], dtype=torch.float64)
+    principles = torch.tensor([[1.0], [3.0]], dtype=torch.float64)  # centred unit: -1 and 1
+    kernel = Kernel.of(differences, principles, by_principle=0.5)
+    asked = torch.tensor([[10.0, 2.0]], dtype=torch.float64)
+    same = (10 / 5 * 3 / 5 + 2) / 2
+    other = (10 / 5 * 41**0.5 / 5 + 2) / 2
+    found = kernel(asked, torch.tensor([[1.5]], dtype=torch.float64))[0]
+    assert found.tolist() == pytest.approx([same * 1.5, other * 0.5], abs=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from cai import paths
 from cai.constitution import Constitution
 from cai.errors import UserError
 from cai.feedback.base import Case
-from cai.feedback.features import Features
-from cai.feedback.probe import Scaling
+from cai.feedback.features import Asked
+from cai.feedback.labelled import Labelled
 from cai.feedback.shipped import SHIPPED, training_comparisons
 from cai.feedback.tuned import Probe, Tuned, pair_key
 from cai.types import Message
@@ -25,35 +26,22 @@ ASKED = (Message(role="user", content="question"),)
 
 
 class LengthReader:
-    """Features are the response's length and 1; contexts and principles say nothing."""
+    """Features are the response's length and 1; principles say nothing."""
 
-    def read(self, asked: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> Features:
-        texts = [text for _, responses in asked for text in responses]
-        return Features(
-            response=torch.tensor([[float(len(text)), 1.0] for text in texts]),
-            context=torch.zeros(len(texts), 1),
-        )
+    def read(self, asked: Sequence[Asked]) -> torch.Tensor:
+        return torch.tensor([[float(len(one.response)), 1.0] for one in asked])
 
     def read_text(self, _text: str) -> torch.Tensor:
         return torch.zeros(1)
 
 
-def plain() -> Scaling:
-    return Scaling(mean=torch.zeros(1).double(), std=torch.ones(1).double())
-
-
 def probe(folds: dict[str, int]) -> Probe:
-    """One training pair along the length; alpha 2 without fold 0, 4 without fold 1, 6 with all."""
+    """One training pair; alpha 2 without fold 0, 4 without fold 1, 6 with all."""
     return Probe(
-        differences=torch.tensor([[1.0, 0.0]], dtype=torch.float64),
-        contexts=torch.zeros(1, 1, dtype=torch.float64),
+        differences=torch.tensor([[3.0, 4.0]], dtype=torch.float64),
         principles=torch.zeros(1, 1, dtype=torch.float64),
         alphas=torch.tensor([[2.0], [4.0], [6.0]], dtype=torch.float64),
         scale=0.5,
-        response_scaling=plain(),
-        context_scaling=plain(),
-        principle_scaling=plain(),
-        by_context=1.0,
         by_principle=1.0,
         folds=folds,
     )
@@ -66,9 +54,11 @@ def case(medical: Constitution, a: str, b: str) -> Case:
 def test_a_value_by_hand(medical: Constitution) -> None:
     method = Tuned(config(), reader=LengthReader(), probe=probe({}))
     ((judgement,),) = method.judge([case(medical, "abc", "a")])
-    # scale 0.5 * alpha 6 * (1 + 0 + 0) * <[1, 0], [length, 1]> / 2 features = 1.5 * length.
-    assert (judgement.value_a, judgement.value_b) == (4.5, 1.5)
-    assert judgement.prob_a == pytest.approx(0.952574, abs=1e-6)
+    # In units of the root mean square the training pair is [1, 1] and a response [length/3, 1/4]:
+    # 0.5 * alpha 6 * (1 + 0) * (length/3 + 1/4) / 2 features = length/2 + 3/8.
+    assert judgement.value_a == pytest.approx(1.875, abs=1e-5)
+    assert judgement.value_b == pytest.approx(0.875, abs=1e-5)
+    assert judgement.prob_a == pytest.approx(0.731059, abs=1e-5)
     assert judgement.first is None
 
 
@@ -77,8 +67,8 @@ def test_a_training_pair_is_judged_by_the_fold_that_did_not_see_it(medical: Cons
     method = Tuned(config(), reader=LengthReader(), probe=probe(folds))
     asked = [case(medical, "abc", "a"), case(medical, "a", "abc"), case(medical, "abc", "b")]
     values = [judged[0].value_a - judged[0].value_b for judged in method.judge(asked)]
-    # Two characters more: 0.5 * 4 / 2 * 2 without its fold, in either order; 0.5 * 6 / 2 * 2 else.
-    assert values == [2.0, -2.0, 3.0]
+    # Two characters more: 0.5 * 4 / 2 * 2/3 without its fold, in either order; 0.5 * 6 / 2 * 2/3.
+    assert values == pytest.approx([2 / 3, -2 / 3, 1.0], abs=1e-5)
     assert pair_key(ASKED, "a", "abc") == pair_key(ASKED, "abc", "a")
 
 
@@ -92,19 +82,30 @@ def test_swapping_complements_and_shards_change_nothing(medical: Constitution) -
 
 def test_shipped_comparisons_are_whole_and_balanced() -> None:
     pairs = training_comparisons(SHIPPED, num=None).pairs
-    assert len(pairs) >= 800
     assert len({pair.name for pair in pairs}) == len(pairs)
-    keys = {pair_key(pair.messages, pair.better, pair.worse) for pair in pairs}
-    assert len(keys) == len(pairs)
     for pair in pairs:
         assert [m.role for m in pair.messages] == ["user", "assistant"] * (
             len(pair.messages) // 2
         ) + ["user"]
         assert pair.better.strip() != pair.worse.strip()
-    plain = [pair for pair in pairs if "manipulation" not in pair.name]
-    assert 20 <= len(pairs) - len(plain) <= 60
-    longer = sum(len(pair.better) > len(pair.worse) for pair in plain) / len(plain)
-    assert 0.45 <= longer <= 0.55
+        assert pair.principle is not None
+        assert pair.principle.compare
+    by_key: dict[str, list[Labelled]] = defaultdict(list)
+    for pair in pairs:
+        by_key[pair_key(pair.messages, pair.better, pair.worse)].append(pair)
+    opposed = [both for both in by_key.values() if len(both) == 2]
+    assert len(opposed) == 800
+    for one, other in opposed:
+        assert (one.better, one.worse) == (other.worse, other.better)
+        assert one.principle.compare != other.principle.compare
+    general = [pair for (pair,) in (own for own in by_key.values() if len(own) == 1)]
+    assert len(by_key) == len(general) + len(opposed)
+    plain = [pair for pair in general if "manipulation" not in pair.name]
+    assert len(plain) >= 800
+    assert 20 <= len(general) - len(plain) <= 60
+    for rows in (plain, [one for one, _ in opposed]):
+        longer = sum(len(pair.better) > len(pair.worse) for pair in rows) / len(rows)
+        assert 0.45 <= longer <= 0.55
     assert len(training_comparisons(SHIPPED, num=12).pairs) == 12
 
 
@@ -130,6 +131,8 @@ def test_features_are_shared_by_constitutions_and_checks_are_held_out(
     other = run(tmp_path, *arguments, "constitution=legal")
     assert other.statuses()["feedback_features"] == ["reused"]
     assert other.statuses()["tuned_feedback"] == ["computed"]
+    another = run(tmp_path, *arguments, "seed=1")
+    assert another.statuses()["feedback_features"] == ["reused"]
     folds = (tmp_path / "outputs" / "store" / "tuned_feedback").glob("*/folds.json")
     known = [json.loads(path.read_text()) for path in folds]
     assert all(len(found) >= 40 for found in known)

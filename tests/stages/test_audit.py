@@ -16,8 +16,7 @@ from cai.choices import PrincipleSampling
 from cai.constitution import Constitution
 from cai.errors import UserError
 from cai.feedback.base import Feedback, Pair
-from cai.feedback.features import Features
-from cai.feedback.probe import Scaling
+from cai.feedback.features import Asked
 from cai.feedback.tuned import Probe, Tuned
 from cai.stages.audit import _labelled, _Sampled, pairs_of_run
 from cai.stages.sampling import spread
@@ -34,13 +33,9 @@ class CountingReader:
 
     texts: list[str] = field(default_factory=list)
 
-    def read(self, asked: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> Features:
-        responses = [text for _, pair in asked for text in pair]
-        self.texts += responses
-        return Features(
-            response=torch.stack([vector(text, 2 * SIZE) for text in responses]),
-            context=torch.stack([vector(m[-1].content, SIZE) for m, pair in asked for _ in pair]),
-        )
+    def read(self, asked: Sequence[Asked]) -> torch.Tensor:
+        self.texts += dict.fromkeys(one.response for one in asked)
+        return torch.stack([vector(one.response + one.question, 2 * SIZE) for one in asked])
 
     def read_text(self, text: str) -> torch.Tensor:
         return vector(text, SIZE)
@@ -51,10 +46,6 @@ def vector(text: str, size: int) -> torch.Tensor:
     return torch.randn(size, generator=generator)
 
 
-def scaling(size: int) -> Scaling:
-    return Scaling(mean=torch.zeros(size).double(), std=torch.ones(size).double())
-
-
 def tuned_feedback(medical: Constitution, reader: CountingReader) -> Feedback:
     generator = torch.Generator().manual_seed(0)
 
@@ -63,14 +54,9 @@ def tuned_feedback(medical: Constitution, reader: CountingReader) -> Feedback:
 
     probe = Probe(
         differences=rows(5, 2 * SIZE),
-        contexts=torch.nn.functional.normalize(rows(5, SIZE)),
-        principles=torch.nn.functional.normalize(rows(5, SIZE)),
+        principles=rows(5, SIZE),
         alphas=rows(3, 5),
         scale=1.0,
-        response_scaling=scaling(2 * SIZE),
-        context_scaling=scaling(SIZE),
-        principle_scaling=scaling(SIZE),
-        by_context=1.0,
         by_principle=1.0,
         folds={},
     )
