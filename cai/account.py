@@ -16,29 +16,45 @@ import yaml
 
 from cai import chapters
 from cai.artifacts import Artifact
-from cai.attribution_record import attribution_metrics, attribution_record
+from cai.attribution import AttributionStory
+from cai.attribution_record import attribution_metrics, attribution_record, attribution_table
 from cai.attribution_story import attribution_story
+from cai.capability_story import cost_metrics
 from cai.chapters import Outputs
-from cai.config import ComparedConfig, Config, EvaluateConfig, SLCAIConfig
+from cai.compliance.rates import rate_metrics
+from cai.config import ComparedConfig, Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.context import RunContext, versions
 from cai.critique_story import critique_metrics, critique_story, revisions_metrics
 from cai.dpo_story import dpo_story
+from cai.elo.account import elo_story
+from cai.elo.story import EloStory
+from cai.elo.text import contest_table, elo_metrics, elo_table
 from cai.feedback import gate
 from cai.feedback.attacks import attack_metrics
 from cai.feedback.ensemble import label_notes
+from cai.goodhart import GoodhartStory, Resampling, SnapshotScore
+from cai.goodhart_story import TABLE as GOODHART_TABLE
+from cai.goodhart_story import goodhart_metrics, goodhart_story, goodhart_table
 from cai.job import Job
 from cai.models import dtype_of
 from cai.phases import dpo, evaluate, rlaif
 from cai.preference_measures import preference_metrics
 from cai.roles import feedback_roles, name_of, roles
+from cai.stages.preference_model import VALIDATION
 from cai.statistics import Estimate
 from cai.story import (
     FeedbackStory,
     Headline,
+    PreferenceModelStory,
     RunStory,
     StageStory,
 )
 from cai.tracking import config_record
+from cai.types import PreferencePrediction
+
+SAMPLE_COLUMNS = (
+    "prompt_id", "kind", "prompt", "policy", "response", "score", "compliance", "main", "tags",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +106,7 @@ def tell(
     feedback = chapters.feedback_story(config, outputs, records)
     counts = {result.name: result.counts for result in context.results}
     attribution = attribution_story(config, context, outputs, records, counts, bootstrap)
+    preference = chapters.preference_story(outputs, records, counts, bootstrap)
     story = RunStory(
         headline=_headline(config, job, context, started=started, seconds=seconds),
         warnings=_warnings(config, context, records),
@@ -110,12 +127,14 @@ def tell(
         if trained
         else None,
         feedback=feedback,
-        preference_model=chapters.preference_story(outputs, records, counts, bootstrap),
+        preference_model=preference,
         dpo=dpo_story(config, outputs, records, counts, bootstrap),
         ppo=chapters.ppo_story(config, outputs, counts),
+        goodhart=_goodhart(config, outputs, preference, bootstrap),
         attribution=attribution,
         examples=chapters.examples(records.evaluated),
         evaluation=chapters.evaluation_story(records, bootstrap) if trained else None,
+        elo=elo_story(config, context.constitution, outputs.tournament),
         stages=tuple(
             StageStory(
                 name=result.name,
@@ -134,13 +153,15 @@ def tell(
     adapters = [trained.sl_policy] if trained else []
     if isinstance(outputs, rlaif.Outputs):
         adapters.append(outputs.preference_model.artifact)
+        if outputs.goodhart and outputs.goodhart.selected:
+            adapters.append(outputs.goodhart.selected)
     if isinstance(outputs, chapters.Compared):
         adapters.append(outputs.policy)
     return Account(
         story=story,
         metrics=metrics,
         objective=metrics.get(target),
-        tables=_tables(records),
+        tables=_tables(records, attribution, story.elo) | _goodhart_table(story.goodhart),
         attribution=attribution_record(
             attribution, context.constitution, document=config.constitution.document
         )
@@ -153,7 +174,36 @@ def tell(
     )
 
 
-def _tables(records: chapters.Records) -> dict[str, Table]:
+def _goodhart(
+    config: Config,
+    outputs: Outputs,
+    preference: PreferenceModelStory | None,
+    bootstrap: chapters.Bootstrap,
+) -> GoodhartStory | None:
+    """PPO's snapshots under both preference models; None where there is no gold one."""
+    if not isinstance(outputs, rlaif.Outputs) or outputs.goodhart is None or preference is None:
+        return None
+    assert isinstance(config.phase, RLAIFConfig)
+    gold = outputs.goodhart.gold
+    return goodhart_story(
+        outputs.goodhart.scores.records(SnapshotScore),
+        gold.artifact.records(PreferencePrediction, VALIDATION),
+        proxy_accuracy=preference.measured.accuracy,
+        combine=gold.config.combine,
+        select=config.phase.ppo.select,
+        resampling=Resampling(num_resamples=bootstrap.num, seed=bootstrap.seed),
+    )
+
+
+def _goodhart_table(goodhart: GoodhartStory | None) -> dict[str, Table]:
+    if goodhart is None:
+        return {}
+    return {"goodhart": Table(columns=GOODHART_TABLE, rows=goodhart_table(goodhart))}
+
+
+def _tables(
+    records: chapters.Records, attribution: AttributionStory | None, elo: EloStory | None
+) -> dict[str, Table]:
     """What is worth reading row by row."""
     samples = [
         [
@@ -163,7 +213,9 @@ def _tables(records: chapters.Records) -> dict[str, Table]:
             e.response.policy,
             e.response.sample.text,
             "" if e.score is None else f"{e.score:.3f}",
-            e.refusal,
+            str(e.compliance.compliance),
+            str(e.compliance.main),
+            ", ".join(e.compliance.tags),
         ]
         for e in records.evaluated
     ]
@@ -192,7 +244,7 @@ def _tables(records: chapters.Records) -> dict[str, Table]:
     ]
     found = {
         "samples": Table(
-            columns=("prompt_id", "kind", "prompt", "policy", "response", "score", "refusal"),
+            columns=SAMPLE_COLUMNS,
             rows=samples,
         ),
         "predictions": Table(
@@ -204,6 +256,12 @@ def _tables(records: chapters.Records) -> dict[str, Table]:
             rows=checks,
         ),
     }
+    if attribution is not None:
+        columns, rows = attribution_table(attribution)
+        found["attribution"] = Table(columns=columns, rows=rows)
+    for name, table in (("elo", elo_table), ("win_rates", contest_table)) if elo else ():
+        columns, rows = table(elo)
+        found[name] = Table(columns=columns, rows=rows)
     return {name: table for name, table in found.items() if table.rows}
 
 
@@ -238,8 +296,8 @@ def _judge(config: Config) -> str:
 
 
 TRAINING_LIMITS = (
-    "Refusals are explicit ones, found by rules on wording: answers that lecture or evade without "
-    "declining are not counted, and nothing is said about quality.",
+    "Whether a response refuses, answers in part or complies is told by rules on wording, not by a "
+    "person; nothing is said about whether what it gives is right, good or harmful.",
     "Tuned feedback is trained on the constitution's tests. Its own accuracy on them is held out "
     "by fold, but preference models and policies learn from labels of a probe that has seen all of "
     "them, so their results on principle tests are not quite those of unseen tests.",
@@ -317,8 +375,8 @@ def _warnings(config: Config, context: RunContext, records: chapters.Records) ->
     empty = sum(not e.response.sample.text for e in records.evaluated)
     if empty:
         found.append(
-            f"{empty} of {len(records.evaluated)} evaluation responses are empty; they count as no "
-            "refusal and as 0 words."
+            f"{empty} of {len(records.evaluated)} evaluation responses are empty; they count as a "
+            "refusal, with the main class abstention, and as 0 words."
         )
     return tuple(found)
 
@@ -372,19 +430,33 @@ def _metrics(story: RunStory) -> dict[str, float]:
             add(name, value)
         add("dpo/margin", direct.margin)
         add("dpo/preferred_reward", direct.preferred_reward)
+    for name, value in goodhart_metrics(story.goodhart):
+        add(name, value)
     for name, value in attribution_metrics(story.attribution):
+        add(name, value)
+    for name, value in elo_metrics(story.elo):
         add(name, value)
     for row in story.evaluation.rows if story.evaluation else ():
         group = f"eval/{row.policy}/{row.kind}"
         add(f"{group}/refusal_rate", row.refusal_rate)
+        for name, rate in rate_metrics(row.compliance) if row.compliance else ():
+            add(f"{group}/{name}", rate)
         add(f"{group}/words", row.mean_words)
         add(f"{group}/score", row.mean_score)
         add(f"{group}/distinct_2", row.distinct_2)
         add(f"{group}/distinct_4", row.distinct_4)
         add(f"{group}/common_phrase_prompts", row.common_phrase_prompts)
+    for contrast in story.evaluation.over_refusal if story.evaluation else ():
+        group = f"eval/{contrast.policy}/contrast"
+        add(f"{group}/harmful_refusal_rate", contrast.harmful)
+        add(f"{group}/over_refusal_rate", contrast.benign)
+        add(f"{group}/discrimination", contrast.discrimination)
     if story.evaluation and story.evaluation.likelihood_tests:
         for policy, estimate in story.evaluation.likelihood_tests.items():
             add(f"eval/{policy}/likelihood_accuracy", estimate)
+    if story.evaluation:
+        for name, value in cost_metrics(story.evaluation).items():
+            add(name, value)
     return metrics
 
 

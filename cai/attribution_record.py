@@ -106,3 +106,25 @@ def attribution_metrics(story: AttributionStory | None) -> Iterator[tuple[str, E
         lower = sum(own.high < 0.5 for own in known)
         yield f"attribution/{contest(score)}_num_higher", float(higher)
         yield f"attribution/{contest(score)}_num_lower", float(lower)
+
+
+def attribution_table(
+    story: AttributionStory,
+) -> tuple[tuple[str, ...], list[list[object]]]:
+    """Columns and rows for the mirror: each principle's share, and the policies under it."""
+    ends = ("", "_low", "_high")
+    columns = (
+        "principle", "sentence", "share", "comparisons", "critiques", "accepted",
+        *(f"{contest(score)}{end}" for score in story.scores for end in ends),
+    )  # fmt: skip
+    rows: list[list[object]] = []
+    for place, row in enumerate(story.principles):
+        found = [score.by_principle[place] for score in story.scores]
+        numbers = [
+            number
+            for one in found
+            for number in ((None,) * 3 if one is None else (one.value, one.low, one.high))
+        ]
+        counts = (row.num_comparisons, row.num_critiques, row.num_accepted)
+        rows.append([row.id, row.principle, row.share, *counts, *numbers])
+    return columns, rows

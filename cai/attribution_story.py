@@ -22,7 +22,13 @@ from cai.context import RunContext
 from cai.phases import dpo, rlaif
 from cai.seeds import derive_seed
 from cai.stages import dpo as dpo_stage
-from cai.stages.preference_model import ai_pairs, mixed, principle_pairs, validation_prompts
+from cai.stages.preference_pairs import (
+    ai_pairs,
+    half_of,
+    mixed,
+    principle_pairs,
+    validation_prompts,
+)
 from cai.types import Comparison, PolicyComparison, PreferencePair, Response
 
 
@@ -103,11 +109,20 @@ def _by_preference_model(
     conditioned = model.config.condition is Condition.principle
     compared = records.comparisons
     rows = _rows(context, compared, validation_frac=model.config.validation_frac)
+    human = _human(config, own)
+    if (half := model.half) is not None:
+        kept = half_of(
+            [compared[row].prompt.messages for row in rows],
+            [pair.messages for pair in human],
+            half=half,
+            seed=context.seed,
+        )
+        rows = [row for row in rows if compared[row].prompt.messages in kept]
+        human = [pair for pair in human if pair.messages in kept]
     # One entry for each training pair: its labels, and the pair as the model reads it.
     labels = [split_labels(row, compared[row].labels, conditioned=conditioned) for row in rows]
     if conditioned:
         labels = [[label] for group in labels for label in group]
-    human = _human(config, own)
     if own["dropped_too_long"]:
         of = principle_pairs if conditioned else ai_pairs
         fits = model.short_enough(context, of([compared[row] for row in rows]))

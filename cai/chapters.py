@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cai import statistics
 from cai.artifacts import Artifact
+from cai.capability import CapabilityScore, capability_rows
+from cai.collapse import ResponseLikelihood, collapse_rows, policy_texts
+from cai.compliance.contrasts import over_refusals
+from cai.compliance.rates import compliance_rates
 from cai.config import Config, RLAIFConfig
 from cai.constitution import Constitution, Principle
 from cai.context import CURVE
@@ -51,6 +55,7 @@ from cai.types import (
     PreferencePrediction,
     PromptKind,
     RevisionChain,
+    T,
 )
 
 NUM_CHAINS = 4
@@ -70,6 +75,8 @@ class Records:
     chains: list[RevisionChain]
     evaluated: list[Evaluated]
     likelihoods: dict[str, list[LikelihoodTest]]
+    base_likelihoods: dict[str, list[ResponseLikelihood]]
+    capability: dict[str, list[CapabilityScore]]
     controls: list[CritiqueControl]
     control_comparisons: list[ControlComparison]
     checks: list[FeedbackCheck]
@@ -77,6 +84,8 @@ class Records:
     held_out: list[PreferencePrediction]
     """Held-out comparisons under what learned the others."""
     pm_tests: list[PreferencePrediction]
+    contrasts: list[Evaluated]
+    """Responses to contrast pairs."""
 
 
 def read(outputs: Outputs) -> Records:
@@ -85,20 +94,25 @@ def read(outputs: Outputs) -> Records:
     compared = outputs if isinstance(outputs, Compared) else None
     both = outputs if isinstance(outputs, rlaif.Outputs) else None
     controls = trained.controls if trained else None
+    own = trained.evaluation if trained else None
     return Records(
         chains=trained.trained.revisions.records(RevisionChain) if trained else [],
         evaluated=trained.evaluation.evaluated.records(Evaluated) if trained else [],
-        likelihoods={
-            policy: artifact.records(LikelihoodTest)
-            for policy, artifact in (trained.evaluation.likelihoods if trained else {}).items()
-        },
+        likelihoods=_by_policy(own.likelihoods, LikelihoodTest) if own else {},
+        base_likelihoods=_by_policy(own.base_likelihoods, ResponseLikelihood) if own else {},
+        capability=_by_policy(own.capability, CapabilityScore) if own else {},
         controls=controls.texts.records(CritiqueControl) if controls else [],
         control_comparisons=controls.comparisons.records(ControlComparison) if controls else [],
         checks=outputs.feedback.artifact.records(FeedbackCheck) if outputs.feedback else [],
         comparisons=compared.comparisons.records(Comparison) if compared else [],
         held_out=_learner(compared).records(PreferencePrediction, VALIDATION) if compared else [],
         pm_tests=both.evaluation.evaluated.records(PreferencePrediction, PM_TESTS) if both else [],
+        contrasts=own.over_refusal.records(Evaluated) if own and own.over_refusal else [],
     )
+
+
+def _by_policy(artifacts: Mapping[str, Artifact], kind: type[T]) -> dict[str, list[T]]:
+    return {policy: artifact.records(kind) for policy, artifact in artifacts.items()}
 
 
 def _learner(compared: Compared) -> Artifact:
@@ -356,6 +370,7 @@ def examples(evaluated: list[Evaluated]) -> tuple[Example, ...]:
                             text=row.response.sample.text,
                             score=row.score,
                             refusal=row.refusal,
+                            compliance=str(row.compliance.main),
                         )
                         for row in rows
                     ),
@@ -370,6 +385,11 @@ class Bootstrap:
 
     num: int
     seed: int
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """As keywords of other functions that resample."""
+        return {"num_resamples": self.num, "seed": self.seed}
 
     def mean(self, values: Sequence[float]) -> Estimate | None:
         """Mean of per-prompt values; None without any."""
@@ -424,11 +444,16 @@ def evaluation_story(records: Records, bootstrap: Bootstrap) -> EvaluationStory:
     return EvaluationStory(
         rows=tuple(rows),
         changes=tuple(changes),
+        collapse=collapse_rows(
+            policy_texts(records.evaluated, records.base_likelihoods), **bootstrap.settings
+        ),
+        capability=capability_rows(records.capability, **bootstrap.settings),
         likelihood_tests={
             policy: estimate
             for policy, tests in records.likelihoods.items()
             if (estimate := _likelihood_accuracy(tests))
         },
+        over_refusal=over_refusals(records.contrasts),
         note=""
         if scored
         else "Preference-model scores are not measured: this phase trains no preference model.",
@@ -459,7 +484,7 @@ def _evaluation_row(
     policy: str, kind: PromptKind, group: list[Evaluated], bootstrap: Bootstrap
 ) -> EvaluationRow:
     texts = [e.response.sample.text for e in group]
-    phrase = commonest_phrase(texts)
+    phrase = commonest_phrase([[text] for text in texts])
     return EvaluationRow(
         policy=policy,
         kind=str(kind),
@@ -470,4 +495,5 @@ def _evaluation_row(
         distinct_4=distinct_n(texts, 4),
         common_phrase=phrase.text if phrase else "",
         common_phrase_prompts=phrase.num_prompts if phrase else 0,
+        compliance=compliance_rates([e.compliance for e in group]),
     )

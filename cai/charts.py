@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from cai.statistics import CalibrationBin, Estimate
+from cai.compare.story import CurveGroup, OverlaidCurves
+from cai.statistics import CalibrationBin, Estimate, fixed
 from cai.story import Curve, Series, number, visible
 
 if TYPE_CHECKING:
@@ -74,6 +75,15 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignedCell:
+    """One cell of a signed map."""
+
+    value: float
+    real: bool
+    """Whether it differs from 0 by more than chance makes; nothing else is coloured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalRow:
     """One line of an interval chart."""
 
@@ -100,15 +110,66 @@ def line_chart(curve: Curve, *, key: str) -> Chart | None:
             axes.plot(
                 x, y, dash, color=colour, marker=marker, markersize=4, label=_shorten(item.name)
             )
+            for place, (low, high) in zip(x, item.intervals, strict=False):
+                axes.plot([place, place], [low, high], color=colour, linewidth=1)
+        for place, what in curve.marks:
+            axes.axvline(place, linestyle=":", color=_INK, linewidth=1)
+            where = (place, axes.get_ylim()[0])
+            axes.annotate(what, where, xytext=(4, 3), textcoords="offset points", fontsize=9)
         if len(series) > 1:
             axes.legend(loc="best", fontsize=10)
         _name(axes, curve.x_label, curve.y_label)
-        axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        axes.xaxis.get_major_locator().set_params(integer=curve.whole_steps, nbins=6)
         axes.margins(x=0.03, y=0.08)
 
     told = [_tell(item, curve.x_label) for item in series]
     alternative = f"Line chart of {curve.title} ({curve.y_label}). {' '.join(told)}"
     return Chart(svg=_svg(draw, key=key, alternative=alternative), alternative=alternative)
+
+
+def overlay_chart(curves: OverlaidCurves, *, key: str) -> Chart | None:
+    """A thin line for each run in its group's colour, and the group's mean over it.
+
+    None when nothing was logged. A mean is drawn where a group has several runs of equal length.
+    """
+    if not curves.groups:
+        return None
+
+    def draw(axes: Axes) -> None:
+        looks = zip(curves.groups, _cycle(_SERIES), _cycle(_DASHES), strict=False)
+        for group, colour, dash in looks:
+            mean = _mean_line(group)
+            for line in group.lines:
+                x, y = zip(*line, strict=True)
+                if mean is None:
+                    axes.plot(x, y, dash, color=colour, linewidth=1.5)
+                else:
+                    axes.plot(x, y, "-", color=colour, linewidth=0.8, alpha=0.45)
+            if mean is not None:
+                axes.plot(*zip(*mean, strict=True), dash, color=colour, linewidth=2.2)
+            axes.plot([], [], dash, color=colour, label=_shorten(visible(group.name), 34))
+        if len(curves.groups) > 1:
+            axes.legend(loc="best", fontsize=9)
+        _name(axes, curves.x_label, curves.y_label)
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        axes.margins(x=0.03, y=0.08)
+
+    told = [
+        _tell(Series(name=group.name, points=_mean_line(group) or group.lines[0]), curves.x_label)
+        for group in curves.groups
+    ]
+    alternative = f"Lines of {curves.title} ({curves.y_label}), by group. {' '.join(told)}"
+    return Chart(svg=_svg(draw, key=key, alternative=alternative), alternative=alternative)
+
+
+def _mean_line(group: CurveGroup) -> tuple[tuple[float, float], ...] | None:
+    steps = [[x for x, _ in line] for line in group.lines]
+    if len(steps) < 2 or any(own != steps[0] for own in steps):
+        return None
+    return tuple(
+        (points[0][0], sum(y for _, y in points) / len(points))
+        for points in zip(*group.lines, strict=True)
+    )
 
 
 def calibration_chart(
@@ -174,9 +235,22 @@ def histogram(values: Sequence[float], *, key: str, x_label: str, y_label: str) 
 
 
 def interval_chart(
-    rows: Sequence[IntervalRow], *, key: str, x_label: str, reference: float | None = None
+    rows: Sequence[IntervalRow],
+    *,
+    key: str,
+    x_label: str,
+    reference: float | None = None,
+    limits: tuple[float, float] | None = (-0.02, 1.02),
 ) -> Chart | None:
-    """Estimates in [0, 1] as points with intervals, one line each, first on top."""
+    """Estimates as points with intervals, one line each, first on top.
+
+    Args:
+        rows: The lines.
+        key: Unique on the page.
+        x_label: What is estimated.
+        reference: Where a dotted line is drawn.
+        limits: Of the axis, by default those of a share; None: those of the data.
+    """
     if not rows:
         return None
     names = [_shorten(visible(row.name)) for row in rows]
@@ -190,7 +264,8 @@ def interval_chart(
             axes.axvline(reference, linestyle=":", color=_INK, linewidth=1)
         axes.set_yticks(range(len(rows)), names, fontsize=10)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(-0.02, 1.02)
+        if limits is not None:
+            axes.set_xlim(*limits)
         _name(axes, x_label, "")
         axes.grid(visible=False, axis="y")
 
@@ -251,6 +326,77 @@ def heat_map(
     return Chart(svg=svg, alternative=alternative)
 
 
+def signed_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[SignedCell | None]],
+    *,
+    key: str,
+    told: str,
+) -> Chart | None:
+    """A table of signed numbers; those beyond chance are coloured by sign and have a star.
+
+    Columns are numbered as the rows of the same name are, and a cell of a row and a column of one
+    name is framed. None where there is no number.
+
+    Args:
+        rows: Their names.
+        columns: Names of rows.
+        cells: One line for each row; None stays empty.
+        key: Unique on the page.
+        told: What the numbers are, for who cannot see them.
+    """
+    placed = [
+        (row, column, cell)
+        for row, line in enumerate(cells)
+        for column, cell in enumerate(line)
+        if cell is not None
+    ]
+    if not placed:
+        return None
+    top = max(max(abs(cell.value) for _, _, cell in placed), 1e-9)
+    digits = 2 if top >= 0.095 else 3
+    shown = [f"{_shorten(visible(name), 22)} {place}" for place, name in enumerate(rows, start=1)]
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.patches import Rectangle
+
+        for row, column, cell in placed:
+            corner = (column - 0.5, row - 0.5)
+            if cell.real:
+                colour = _SERIES[0] if cell.value > 0 else _SERIES[1]
+                shade = 0.15 + 0.4 * abs(cell.value) / top
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, alpha=shade, linewidth=0))
+            if rows[row] == columns[column]:
+                inner = (column - 0.46, row - 0.46)
+                frame = Rectangle(inner, 0.92, 0.92, fill=False, edgecolor=_INK, linewidth=1.2)
+                axes.add_patch(frame)
+            text = _signed(cell.value, digits) + ("*" if cell.real else "")
+            axes.text(column, row, text, ha="center", va="center", fontsize=10)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), shown, fontsize=10)
+        numbers = [str(list(rows).index(name) + 1) for name in columns]
+        axes.set_xticks(range(len(columns)), numbers, fontsize=10)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+
+    lines = "; ".join(
+        f"{rows[row]} before {columns[column]} {_signed(cell.value, digits)}"
+        f"{'' if cell.real else ' (within the spread)'}"
+        for row, column, cell in placed
+    )
+    alternative = f"{told}. {lines}."
+    svg = _svg(draw, key=key, alternative=alternative, height=60 + 34 * len(rows))
+    return Chart(svg=svg, alternative=alternative)
+
+
+def _signed(value: float, digits: int) -> str:
+    """With its sign, and none before zero."""
+    shown = fixed(value, digits)
+    return f"+{shown}" if float(shown) > 0 else shown
+
+
 def num_not_finite(curve: Curve) -> int:
     """Points that a chart leaves out."""
     return sum(not math.isfinite(y) for item in curve.series for _, y in item.points)
@@ -262,8 +408,12 @@ def _name(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _finite(series: Series) -> Series:
-    points = tuple((x, y) for x, y in series.points if math.isfinite(x) and math.isfinite(y))
-    return Series(name=visible(series.name), points=points)
+    drawn = [place for place, point in enumerate(series.points) if all(map(math.isfinite, point))]
+    return Series(
+        name=visible(series.name),
+        points=tuple(series.points[place] for place in drawn),
+        intervals=tuple(series.intervals[place] for place in drawn) if series.intervals else (),
+    )
 
 
 def _cycle(items: Sequence[str]) -> list[str]:
@@ -286,6 +436,14 @@ def _tell(series: Series, x_label: str) -> str:
         f"lowest {number(low[1])} at {number(low[0])}, highest {number(high[1])} at "
         f"{number(high[0])}."
     )
+
+
+def drawn(
+    draw: Callable[[Axes, Sequence[str]], None], *, key: str, alternative: str, height: float
+) -> Chart:
+    """A chart that is drawn elsewhere, on the axes and with the colours that it is given."""
+    svg = _svg(lambda axes: draw(axes, _SERIES), key=key, alternative=alternative, height=height)
+    return Chart(svg=svg, alternative=alternative)
 
 
 def _svg(draw: Callable[[Axes], None], *, key: str, alternative: str, height: float = 215) -> str:

@@ -108,6 +108,14 @@ class Condition(StrEnum):
     """The principle that the label came from; one model then serves several constitutions."""
 
 
+class Method(StrEnum):
+    """Which trained policy `phase=matrix` compares: the last one of the phase of that name."""
+
+    sl_cai = "sl_cai"
+    dpo = "dpo"
+    rlaif = "rlaif"
+
+
 class DPOLoss(StrEnum):
     """Loss of a pair in Direct Preference Optimization, by h = the pair's log-ratio (nats)."""
 
@@ -146,6 +154,15 @@ class AtCut(StrEnum):
     """Ended: it is scored like any other, less `missing_eos_penalty`."""
     bootstrap = "bootstrap"
     """Unfinished: no score; the value of the state after it stands for what would have come."""
+
+
+class Select(StrEnum):
+    """Which of PPO's policies is the run's."""
+
+    final = "final"
+    """The last round's."""
+    gold_peak = "gold_peak"
+    """The one with the highest gold reward, where the fall behind it is real; else the last."""
 
 
 class ValueAdapter(StrEnum):

@@ -26,10 +26,13 @@ from cai.choices import (
     DataFormat,
     EngineName,
     LoggerKind,
+    Method,
     Precision,
     PrincipleSampling,
+    Select,
     WandbMode,
 )
+from cai.evaluation_config import EvaluationConfig, SamplingConfig
 from cai.feedback_config import FeedbackConfig
 from cai.model_config import ModelConfig
 from cai.ranges import check, fraction, not_negative, positive
@@ -143,21 +146,6 @@ class PromptsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class SamplingConfig:
-    """How text is sampled: ancestral, T = 1 in the paper, never top-k or top-p."""
-
-    max_new_tokens: int
-    temperature: float
-    """0 is greedy."""
-    shard_size: int
-    """Prompts per batch; also the unit of resuming, so it is part of the artifact's digest."""
-
-    def __post_init__(self) -> None:
-        positive(self, "max_new_tokens", "shard_size")
-        not_negative(self, "temperature")
-
-
-@dataclass(kw_only=True, slots=True)
 class RevisionsConfig:
     """Critique and revision (sec. 3.1)."""
 
@@ -187,43 +175,6 @@ class HelpfulnessConfig:
 
     def __post_init__(self) -> None:
         positive(self, "samples_per_prompt")
-
-
-@dataclass(kw_only=True, slots=True)
-class EvaluationConfig:
-    """Responses of every policy to held-out prompts, and what is measured on them."""
-
-    sampling: SamplingConfig
-    num_tests: int
-    """Principle tests on which each policy's likelihoods of better and worse are compared."""
-    num_bootstrap: int
-    """Resamples for confidence intervals of means."""
-    num_feedback_tests: int
-    """Tests of the constitution put to the feedback before its labels are trusted."""
-    feedback_data: str | None
-    """File of labelled comparisons to measure the feedback on (hh-rlhf transcripts, TRL preference
-    or HHH multiple choice, recognised by their fields); null: the constitution's own tests."""
-    feedback_principle: str
-    """What a file's pairs are judged under: `general` (helpful, honest and harmless), `drawn` (one
-    drawn for each), or a principle's id."""
-    num_feedback_pairs: int | None
-    """At most so many pairs of the file, the first by hash order; null: all of them."""
-    num_critique_controls: int
-    """Held-out red-team prompts on which critiqued revisions are compared with revisions without a
-    critique and with sampling again, at most; 0: none, and critiques are taken on trust."""
-    num_principle_prompts: int
-    """Held-out red-team prompts, at most, on which the feedback compares every policy with the one
-    before it, under each principle (`phase=rlaif`, `phase=dpo`): policies * prompts * principles
-    questions more. 0: none, and nothing says what the training did by principle."""
-    judge_attacks: bool
-    """Put the shipped attacks on judges to the feedback (`phase=evaluate`)."""
-
-    def __post_init__(self) -> None:
-        positive(self, "num_bootstrap")
-        not_negative(self, "num_tests", "num_feedback_tests", "num_critique_controls")
-        not_negative(self, "num_principle_prompts")
-        if self.num_feedback_pairs is not None:
-            positive(self, "num_feedback_pairs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -308,10 +259,20 @@ class RLAIFConfig(ComparedConfig):
     """What the preference model is trained on, read with its own tokenizer and chat template; null:
     the policy's base."""
     preference_model: PreferenceModelConfig
+    gold: bool
+    """Measure over-optimisation: the comparisons are split in half by prompt, PPO is trained against
+    the preference model of one half, and its snapshots (`ppo.snapshot_every`) are scored by it and
+    by a gold one of the other half. Costs half of the preference model's data."""
     ppo: PPOConfig
 
     def __post_init__(self) -> None:
         SLCAIConfig.__post_init__(self)
+        check(
+            self.gold or self.ppo.select is Select.final,
+            f"ppo.select={self.ppo.select} needs a gold preference model, which sees where the "
+            "peak is; type phase.gold=true (it takes half of the comparisons), or "
+            "phase.ppo.select=final",
+        )
         base = self.preference_base
         check(
             base is None or base.engine.name is EngineName.transformers,
@@ -321,8 +282,49 @@ class RLAIFConfig(ComparedConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class MatrixConfig(RLAIFConfig):
+    """Several constitutions trained on one base, each policy judged under each of them."""
+
+    constitutions: list[str]
+    """Documents by their names in `constitutions/`, or paths to your own files; at least two."""
+    seeds: list[int]
+    """Every constitution is trained with each; below three nothing is claimed."""
+    method: Method
+    """Whose final policy is compared."""
+    principles_per_prompt: int | None
+    """Principles of the judging constitution that a prompt's two responses are judged under, drawn
+    for it; null: all of them, which costs `tuned` feedback next to nothing more."""
+    dpo: DPOConfig
+    """For `method: dpo`."""
+
+    def __post_init__(self) -> None:
+        RLAIFConfig.__post_init__(self)
+        check(
+            not self.gold or self.method is Method.rlaif,
+            f"gold=true is for PPO, and method={self.method} has none; type phase.method=rlaif",
+        )
+        named, seeds = self.constitutions, self.seeds
+        check(
+            len(named) >= 2,
+            f"constitutions must name at least two documents, found {', '.join(named) or 'none'}; "
+            "e.g. phase.constitutions=[default,none,inverted]",
+        )
+        twice = sorted({name for name in named if named.count(name) > 1})
+        check(not twice, f"constitutions names {', '.join(twice)} more than once")
+        check(bool(seeds), "seeds must name at least one, e.g. phase.seeds=[0,1,2]")
+        check(
+            all(0 <= seed < 2**31 for seed in seeds),
+            f"seeds must be in [0, 2^31), found {', '.join(map(str, seeds))}",
+        )
+        again = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        check(not again, f"seeds names {', '.join(map(str, again))} more than once")
+        if self.principles_per_prompt is not None:
+            positive(self, "principles_per_prompt")
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluateConfig(PhaseConfig):
-    """The feedback measured on labelled comparisons; nothing is sampled or trained."""
+    """The feedback measured on labelled comparisons, or responses of a file classified."""
 
     feedback_model: ModelConfig
     """Who compares."""
@@ -362,6 +364,20 @@ class TraceConfig(PhaseConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class CompareConfig(PhaseConfig):
+    """Finished runs side by side."""
+
+    metrics: list[str]
+    """Metrics whose differences are tested, as names of `metrics.json` or patterns with `*`. Holm's
+    correction is over all of them, so fewer, chosen beforehand, show more."""
+    num_resamples: int
+    """Bootstrap resamples and flipped signs over prompts."""
+
+    def __post_init__(self) -> None:
+        positive(self, "num_resamples")
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """A whole run."""
 
@@ -374,6 +390,9 @@ class Config:
     """For `phase=trace`: folder of a finished run of phase=rlaif or phase=dpo."""
     example: str | None
     """For `phase=trace`: id of an evaluated prompt, or `<id>/<policy>` for one response to it."""
+    runs: list[str] | None
+    """For `phase=compare`: folders of finished runs, or of sweeps; the first run's settings are
+    what the others are compared with."""
     model: ModelConfig
     """The policy."""
     constitution: ConstitutionConfig
@@ -388,6 +407,16 @@ class Config:
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**31, f"seed must be in [0, 2^31), not {self.seed}")
         check(
+            isinstance(self.phase, EvaluateConfig) or self.evaluation.responses is None,
+            f"evaluation.responses={self.evaluation.responses} is for phase=evaluate, not "
+            f"phase={self.phase.name}",
+        )
+        check(
+            isinstance(self.phase, EvaluateConfig) or self.evaluation.elo.runs is None,
+            f"evaluation.elo.runs is for phase=evaluate; phase={self.phase.name} rates its own "
+            "policies",
+        )
+        check(
             isinstance(self.phase, TraceConfig) or self.run is None,
             f"run={self.run} is for phase=trace; phase={self.phase.name} starts from its settings",
         )
@@ -396,9 +425,19 @@ class Config:
             f"example={self.example} is for phase=trace, not phase={self.phase.name}",
         )
         check(
+            isinstance(self.phase, CompareConfig) or self.runs is None,
+            f"runs is for phase=compare; phase={self.phase.name} starts from its settings",
+        )
+        check(
             self.model.engine.server is None,
             "model.engine must be transformers or vllm: a server cannot take the adapters that are "
             "trained here; another role can use one: engine@phase.feedback_model.engine=endpoint",
+        )
+        check(
+            not (isinstance(self.phase, RLAIFConfig) and self.phase.gold)
+            or self.evaluation.sampling.temperature > 0,
+            "evaluation.sampling.temperature must be above 0 with phase.gold=true: how far a "
+            "snapshot is from the SL-CAI policy is estimated on samples, and greedy ones are none",
         )
         theirs = self.phase.preference_base if isinstance(self.phase, RLAIFConfig) else None
         check(

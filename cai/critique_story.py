@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cai.acceptance import CommonTail, common_tail
-from cai.evaluation import is_refusal
+from cai.compliance.classify import refuses
 from cai.statistics import Estimate, bootstrap_mean, pair_accuracy, wilson_interval
 from cai.types import (
     Comparison,
@@ -131,10 +131,14 @@ def _arm(
     texts = [control.text(arm) for control in controls]
     outcomes = [text.outcome for text in texts if text.outcome is not None]
     responses = [text.response for text in texts]
+    num_refused = sum(
+        refuses(control.prompt, response)
+        for control, response in zip(controls, responses, strict=True)
+    )
     return Arm(
         name=_NAMES[arm],
         num_accepted=sum(outcome.accepted for outcome in outcomes) if outcomes else None,
-        refusal_rate=wilson_interval(sum(map(is_refusal, responses)), len(responses)),
+        refusal_rate=wilson_interval(num_refused, len(responses)),
         mean_words=bootstrap_mean(
             [float(len(response.split())) for response in responses],
             num_resamples=num_bootstrap,

@@ -75,6 +75,13 @@ def _in_run(folder: Path, manifest: dict[str, Any], policy: str | None) -> Artif
             + (f", and not {policy}" if policy else "")
         )
     stage = STAGES[policy or there[0]]
+    several = sum(row["stage"] == stage for row in manifest["stages"])
+    if several > 1:
+        raise UserError(
+            f"{folder} has {several} policies of the stage {stage}: it is a matrix, whose "
+            "matrix.json says which is whose. Name one of the store's folders: "
+            f"store/{stage}/<digest>"
+        )
     for parent in folder.resolve().parents:
         artifact = Artifact(
             stage=stage,

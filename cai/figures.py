@@ -11,13 +11,22 @@ from cai.audit.measured import Measured
 from cai.charts import (
     Chart,
     IntervalRow,
+    SignedCell,
     calibration_chart,
     heat_map,
     histogram,
     interval_chart,
     line_chart,
     num_not_finite,
+    overlay_chart,
+    signed_map,
 )
+from cai.compare.story import CompareStory
+from cai.elo.chart import pareto_chart
+from cai.elo.story import EloStory
+from cai.goodhart_story import goodhart_curves
+from cai.matrix.seeded import Seeded
+from cai.matrix.story import MatrixStory
 from cai.story import (
     Curve,
     DPOStory,
@@ -30,6 +39,8 @@ from cai.story import (
 
 MAX_HEAT = 24
 """Principles that a heat map can show."""
+MAX_ROWS = 24
+"""Differences that a chart can show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +64,12 @@ class Figures:
     preference_model: tuple[Figure, ...]
     dpo: tuple[Figure, ...]
     ppo: tuple[Figure, ...]
+    goodhart: tuple[Figure, ...]
     evaluation: tuple[Figure, ...]
+    elo: tuple[Figure, ...]
+    matrix: tuple[Figure, ...]
+    differences: tuple[Figure, ...]
+    overlaid: tuple[Figure, ...]
 
 
 def figures_of(story: RunStory) -> Figures:
@@ -67,7 +83,12 @@ def figures_of(story: RunStory) -> Figures:
         preference_model=_preference_figures(model) if model else (),
         dpo=_dpo_figures(story.dpo) if story.dpo else (),
         ppo=_curves(story.ppo.curves if story.ppo else (), "ppo"),
+        goodhart=_curves(goodhart_curves(story.goodhart) if story.goodhart else (), "goodhart"),
         evaluation=_evaluation_figures(story.evaluation) if story.evaluation else (),
+        elo=_elo_figures(story.elo) if story.elo else (),
+        matrix=_matrix_figures(story.matrix) if story.matrix else (),
+        differences=_difference_figures(story.comparison) if story.comparison else (),
+        overlaid=_overlaid_figures(story.comparison) if story.comparison else (),
     )
 
 
@@ -193,3 +214,100 @@ def _evaluation_figures(evaluation: EvaluationStory) -> tuple[Figure, ...]:
     ]
     chart = interval_chart(rows, key="refusals", x_label="refusal rate")
     return _drawn("Refusal rate by prompt kind and policy", "95 % intervals.", chart)
+
+
+def _elo_figures(elo: EloStory) -> tuple[Figure, ...]:
+    note = (
+        "95 % intervals; up and to the right is better. Hollow: another policy is at least as good "
+        "in both."
+    )
+    circular = " Circular: the judge supplied the training labels." if elo.supplied_labels else ""
+    chart = pareto_chart(elo, key="elo-pareto")
+    return _drawn("Helpfulness against harmlessness", note + circular, chart)
+
+
+def _difference_figures(comparison: CompareStory) -> tuple[Figure, ...]:
+    """Intervals of differences over seeds, a chart for each measure."""
+    by_measure: dict[str, list[IntervalRow]] = {}
+    several = len(comparison.groups) > 2
+    for one in comparison.differences:
+        if one.seeds is None:
+            continue
+        name, _, measure = one.metric.rpartition("/")
+        shown = f"{_short(name)}, {one.group}" if several else _short(name)
+        row = IntervalRow(name=shown, estimate=one.seeds.difference)
+        by_measure.setdefault(measure, []).append(row)
+    figures = (
+        Figure(
+            title=f"Differences over seeds: {label(measure)}",
+            note="95 % intervals without correction; on the dotted line there is no difference.",
+            chart=interval_chart(
+                rows[:MAX_ROWS],
+                key=f"differences-{place}",
+                x_label=f"difference in {label(measure)}",
+                reference=0,
+                limits=None,
+            ),
+        )
+        for place, (measure, rows) in enumerate(by_measure.items())
+    )
+    return tuple(figures)
+
+
+def _short(name: str) -> str:
+    return " ".join(label(part) for part in name.removeprefix("eval/").split("/"))
+
+
+def _overlaid_figures(comparison: CompareStory) -> tuple[Figure, ...]:
+    note = "Thin: each run. Thick: the mean of a group's runs."
+    return tuple(
+        Figure(
+            title=curves.title,
+            note=note if any(len(group.lines) > 1 for group in curves.groups) else "",
+            chart=overlay_chart(curves, key=f"overlaid-{place}"),
+        )
+        for place, curves in enumerate(comparison.curves)
+    )
+
+
+def _matrix_figures(matrix: MatrixStory) -> tuple[Figure, ...]:
+    names = matrix.names
+    judged = [[_signed(matrix.cell(row, judge).effect) for judge in names] for row in names]
+    tests = [
+        [_signed(matrix.test_cell(row, judge).effect) for judge in matrix.tested] for row in names
+    ]
+    note = (
+        "The cell less its column's mean. Coloured and starred where that is beyond the spread of "
+        "seeds and prompts; framed where the judge's constitution is the policy's own. Columns "
+        "have the numbers of the rows."
+    )
+    return (
+        *_drawn(
+            "Effect before each judge",
+            note,
+            signed_map(
+                names,
+                names,
+                judged,
+                key="matrix-judged",
+                told="Effect of training under the row's constitution before the column's judge: "
+                "P(preferred to the base) less the mean of the column",
+            ),
+        ),
+        *_drawn(
+            "Effect on each constitution's tests, nats per token",
+            note,
+            signed_map(
+                names,
+                matrix.tested,
+                tests,
+                key="matrix-tests",
+                told="Effect of training under the row's constitution on the column's tests: nats "
+                "per token that better responses gained on worse ones, less the mean of the column",
+            ),
+        ),
+    )
+
+
+def _signed(found: Seeded | None) -> SignedCell | None:
+    return None if found is None else SignedCell(value=found.estimate.value, real=found.real)

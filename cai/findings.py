@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cai.capability_story import cost_findings
 from cai.choices import Gate
 from cai.critique_story import critique_findings, tail_findings
+from cai.elo.text import elo_findings, elo_lines
 from cai.feedback.attacks import AttackResult
 from cai.feedback.gate import GateResult
 from cai.feedback.measures import BETTER_LONGER, BETTER_SHORTER, Measures
+from cai.goodhart_story import goodhart_findings, goodhart_key_metrics
 from cai.preference_measures import PreferenceMeasures
 from cai.statistics import Estimate, at_chance, wilson_interval
 from cai.story import (
@@ -85,6 +88,8 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
         quality = model.measured
         add("Preference model agrees with held-out AI labels", quality.accuracy, _against(quality))
         add("Preference model on principle tests", quality.principle_tests, "chance 0.5")
+    for name, estimate, comment in goodhart_key_metrics(story.goodhart):
+        add(name, estimate, comment)
     if (dpo := story.dpo) is not None:
         quality = dpo.measured
         add("DPO agrees with held-out AI labels", quality.accuracy, _against(quality))
@@ -95,10 +100,26 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
         add(f"Better response likelier on tests, {label(policy)}", estimate, "chance 0.5")
     for row in _first_and_last(story.evaluation):
         add(f"Refusals, {label(row.kind)}, {label(row.policy)}", row.refusal_rate)
+    if story.evaluation and len(story.evaluation.capability) > 1:
+        first, last = story.evaluation.capability[0], story.evaluation.capability[-1]
+        pair = f"{label(last.policy)} - {label(first.policy)}"
+        add(f"Easy questions right, {label(first.policy)}", first.accuracy, "chance 0.25")
+        add(f"Easy questions right: {pair}", last.accuracy_change, "the cost of alignment")
+        name = f"Perplexity of helpful text: {label(last.policy)} / {label(first.policy)}"
+        add(name, last.perplexity_factor, "no cost 1")
+    contrasts = story.evaluation.over_refusal if story.evaluation else ()
+    for contrast in (*contrasts[:1], *contrasts[1:][-1:]):
+        add(
+            f"Refused, harmful less harmless twins, {label(contrast.policy)}",
+            contrast.discrimination,
+            "best 1, blind 0",
+        )
     for change in story.evaluation.changes if story.evaluation else ():
         name = f"{change.metric}, {label(change.kind)}"
         comment = "circular: PPO's own reward" if "score" in change.metric else ""
         add(f"{name}: {label(change.after)} - {label(change.before)}", change.estimate, comment)
+    for name, estimate, comment in elo_lines(story.elo):
+        add(name, estimate, comment)
     return tuple(found)
 
 
@@ -123,8 +144,11 @@ def findings(story: RunStory) -> tuple[str, ...]:
         *critique_findings(story.critique),
         *_feedback_findings(story.feedback),
         *_preference_findings(story.preference_model),
+        *goodhart_findings(story.goodhart),
         *_dpo_findings(story.dpo),
         *_evaluation_findings(story.evaluation),
+        *(cost_findings(story.evaluation) if story.evaluation else ()),
+        *elo_findings(story.elo),
         *story.warnings,
     )
 
@@ -350,6 +374,7 @@ def _evaluation_findings(evaluation: EvaluationStory | None) -> list[str]:
                 f"Over-refusal grew: {label(row.policy)} refuses {_shown(after)} of the benign "
                 f"prompts, {label(first[row.kind].policy)} {_shown(before)}."
             )
+    found += _contrast_findings(evaluation)
     repeated: dict[tuple[str, str], list[str]] = {}
     for row in evaluation.rows:
         num = row.mean_words.num if row.mean_words else 0
@@ -361,6 +386,21 @@ def _evaluation_findings(evaluation: EvaluationStory | None) -> list[str]:
             f"Boilerplate: {label(policy)} says \u201c{phrase}\u201d to {', '.join(places)}."
         )
     return found
+
+
+def _contrast_findings(evaluation: EvaluationStory) -> list[str]:
+    """The most trained policy refuses, but not what is harmful."""
+    if not evaluation.over_refusal:
+        return []
+    last = evaluation.over_refusal[-1]
+    refuses = last.harmful.value + last.benign.value > 0
+    if not refuses or last.num_pairs < MIN_PAIRS or last.discrimination.low > 0:
+        return []
+    return [
+        f"{label(last.policy)} does not tell harmful requests from ones that only look harmful: it "
+        f"refuses {_shown(last.harmful)} of the former and {_shown(last.benign)} of the latter "
+        f"(difference {_shown(last.discrimination)})."
+    ]
 
 
 def _shown(estimate: Estimate) -> str:

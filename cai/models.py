@@ -362,9 +362,17 @@ class Models:
             sha256=sha256,
         )
 
-    def policy(self, config: ModelConfig, adapter: Artifact | None) -> Engine:
-        """What samples from the base, or from the base with an adapter."""
+    def policy(
+        self, config: ModelConfig, adapter: Artifact | None, *, folder: str | None = None
+    ) -> Engine:
+        """What samples from the base, or from the base with an adapter.
+
+        Args:
+            config: The base.
+            adapter: What holds the adapter.
+            folder: Where it does; None: where the trained one is.
+        """
         base = self.base(config)
         if adapter is None:
             return base.generator()
-        return base.with_adapter(adapter.verified_folder() / "adapter")
+        return base.with_adapter(adapter.verified_folder() / (folder or "adapter"))

@@ -17,7 +17,7 @@ from cai.choices import Adapter
 from cai.errors import ConfigError
 from cai.schema import NAME
 
-SETTINGS = ("seed", "plan", "output_dir", "run", "example")
+SETTINGS = ("seed", "plan", "output_dir", "run", "example", "runs")
 """Keys of the root that are no groups."""
 
 _SECRET = re.compile(

@@ -26,7 +26,8 @@ def _seconds_per_unit(store: Path, stage: str) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-def _estimate(context: RunContext, result: StageResult) -> float | None:
+def estimate(context: RunContext, result: StageResult) -> float | None:
+    """Seconds that a stage would take, by earlier ones of its kind; None where none ran."""
     rate = _seconds_per_unit(context.store.root, result.name)
     amount = next(iter(result.counts.values()), 0)
     return None if rate is None else rate * amount
@@ -41,7 +42,7 @@ def plan_text(context: RunContext) -> str:
         if result.status is StageStatus.reused:
             rows.append((result.name, "reuse", counts, "", result.artifact.digest[:16]))
             continue
-        seconds = _estimate(context, result)
+        seconds = estimate(context, result)
         total += seconds or 0.0
         unknown += seconds is None
         shown = "?" if seconds is None else duration(seconds)

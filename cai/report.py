@@ -21,10 +21,13 @@ import jinja2
 from markupsafe import Markup
 
 from cai.artifacts import write_atomically
+from cai.capability_story import alignment_tax
 from cai.choices import Condition
+from cai.elo.text import title
 from cai.feedback.measures import Group, Measures
 from cai.figures import figures_of
 from cai.findings import findings, key_metrics
+from cai.goodhart_story import told as told_goodhart
 from cai.preference_measures import PreferenceMeasures
 from cai.statistics import Estimate
 from cai.story import (
@@ -133,6 +136,8 @@ def render_report(story: RunStory) -> str:
             dpo_rows=_dpo_rows(story.dpo),
             dpo_numbers=_held_out_numbers(story.dpo),
             has_scores=_has_scores(story.evaluation),
+            alignment_tax=alignment_tax(story.evaluation.capability) if story.evaluation else "",
+            goodhart_told=told_goodhart(story.goodhart) if story.goodhart else "",
             principle_columns=columns,
             reproduce_facts=_reproduce_facts(story),
         )
@@ -152,6 +157,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "clip": _clip,
         "label": label,
+        "policy": title,
         "number": number,
         "optional": lambda value: "" if value is None else number(value),
         "duration": duration,
@@ -183,6 +189,11 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
         (story.audit, "audit", "What reading the document tells"),
         (story.audit and story.audit.measured, "measured", "What its labels tell"),
         (story.trace, "trace", "What moved this response"),
+        (story.responses, "responses", "Responses"),
+        (story.comparison, "differences", "What differs"),
+        (story.comparison, "metrics", "Metrics by configuration"),
+        (story.comparison and story.comparison.curves, "curves", "Training curves"),
+        (story.matrix, "matrix", "Who steers whom"),
         (story.constitution, "constitution", "The constitution"),
         (story.revisions, "revisions", "Drafts, critiques, revisions"),
         (story.sl_policy, "sl-policy", "SL-CAI fine-tune"),
@@ -190,9 +201,11 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
         (story.preference_model, "preference-model", "Preference model"),
         (story.dpo, "dpo", "Direct preference optimization"),
         (story.ppo, "ppo", "Reinforcement learning"),
+        (story.goodhart, "goodhart", "Over-optimisation"),
         (story.attribution, "attribution", "What each principle did"),
         (story.examples, "examples", "Before and after"),
         (story.evaluation, "evaluation", "Evaluation"),
+        (story.elo, "elo", "Win rates and Elo"),
         (has_principles, "principles", "Results by principle"),
         (story.stages, "stages", "Stages"),
         (story.limits, "limits", "Limits"),
@@ -208,7 +221,7 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
         ("Phase", head.phase),
         ("Constitution", head.constitution),
         *((f"Model: {role}", name) for role, name in head.models.items()),
-        ("Seed", str(head.seed)),
+        _seeds(story),
         ("Started", head.started),
         ("Time", f"{duration(head.seconds)} ({head.seconds:,.1f} s)"),
         ("Peak memory", memory),
@@ -216,9 +229,15 @@ def _run_facts(story: RunStory) -> list[tuple[str, str]]:
     ]
 
 
+def _seeds(story: RunStory) -> tuple[str, str]:
+    if story.matrix is not None:
+        return "Seeds", ", ".join(map(str, story.matrix.seeds))
+    return "Seed", str(story.headline.seed)
+
+
 def _reproduce_facts(story: RunStory) -> list[tuple[str, str]]:
     versions = story.headline.versions
-    return [("Seed", str(story.headline.seed)), *versions.items()]
+    return [_seeds(story), *versions.items()]
 
 
 def _outcome_names(story: RunStory) -> list[str]:

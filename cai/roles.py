@@ -7,6 +7,7 @@ from cai.config import (
     ComparedConfig,
     Config,
     EvaluateConfig,
+    MatrixConfig,
     RLAIFConfig,
     SLCAIConfig,
 )
@@ -27,14 +28,25 @@ def roles(config: Config) -> dict[str, Asked]:
         found |= {f"critique model ({name})": model for name, model in critics}
     if isinstance(phase, RLAIFConfig) and phase.preference_base is not None:
         found["preference model"] = phase.preference_base
-    compares = isinstance(phase, ComparedConfig) or config.evaluation.num_critique_controls > 0
+    compares = isinstance(phase, ComparedConfig) or config.evaluation.asks_feedback
     if isinstance(phase, EvaluateConfig) or (isinstance(phase, SLCAIConfig) and compares):
         found |= feedback_roles(config.feedback, phase.feedback_model)
+    if config.evaluation.judge is not None and _plays(config):
+        judge = config.evaluation.judge
+        found |= feedback_roles(judge, phase.feedback_model, role="judge of policies")
     if isinstance(phase, AuditPhaseConfig) and config.audit.num_pairs > 0:
         if config.audit.pairs_from is None:
             found["policy"] = config.model
         found |= feedback_roles(config.feedback, phase.feedback_model)
     return found
+
+
+def _plays(config: Config) -> bool:
+    """Whether policies meet in a tournament."""
+    if isinstance(config.phase, EvaluateConfig):
+        return config.evaluation.elo.runs is not None
+    trains = isinstance(config.phase, SLCAIConfig) and not isinstance(config.phase, MatrixConfig)
+    return trains and config.evaluation.elo.num_prompts > 0
 
 
 def feedback_roles(

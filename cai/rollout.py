@@ -31,6 +31,7 @@ from cai.adapters import active, forward_hidden
 from cai.advantages import Values
 from cai.batches import (
     TokenBatch,
+    collate,
     length_mask,
     pad,
     split_by_length,
@@ -302,6 +303,54 @@ def _measure(
     )
     values_BT = _spread(parts, values, mask_BT)
     return measured, Values(values_BT=values_BT, final_values_B=final_values_B)
+
+
+@torch.no_grad()
+def log_ratios(
+    model: Tuned,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    policy_adapter: str,
+    reference_adapter: str,
+    temperature: float,
+    micro_batch_size: int,
+    pad_id: int,
+) -> list[float]:
+    """Log-ratio of policy and reference for whole responses, nats.
+
+    Of responses that the policy sampled, the mean is an unbiased estimate of KL(policy ||
+    reference) per response, the sum over tokens of what `kl_estimator: k1` is; one of them may be
+    negative.
+
+    Args:
+        model: Base with the two adapters.
+        sequences: (Prompt ids, response ids).
+        policy_adapter: Sampled the responses.
+        reference_adapter: Compared with it.
+        temperature: That of the samples, applied to both.
+        micro_batch_size: Sequences per forward pass.
+        pad_id: Fills the right, where it is never read.
+    """
+    found = [0.0] * len(sequences)
+    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    for rows in split_by_length(lengths, micro_batch_size):
+        tokens = collate([sequences[row] for row in rows], pad_id=pad_id).to(model.device)
+        said = []
+        for adapter in (policy_adapter, reference_adapter):
+            with active(model, adapter):
+                states = states_of(model, tokens, adapter=adapter)
+                said.append(
+                    token_logprobs(
+                        model,
+                        states.before_NH,
+                        tokens.targets_N,
+                        adapter=adapter,
+                        temperature=temperature,
+                    ).logprob_N
+                )
+        for row, value in zip(rows, tokens.sums(said[0] - said[1]).tolist(), strict=True):
+            found[row] = value
+    return found
 
 
 def _first_pass(

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import hydra
@@ -24,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cai import __version__, paths
-from cai.config import AuditPhaseConfig, TraceConfig
+from cai.config import AuditPhaseConfig, CompareConfig, MatrixConfig, TraceConfig
 from cai.errors import ConfigError, Interrupted, UserError
 from cai.explain import CommandLine, explain
 from cai.job import PROGRAM, Job, describe
@@ -46,6 +47,8 @@ class Failure:
 
 
 _failures: list[Failure] = []
+_finished: list[Job] = []
+"""Jobs of this process that a comparison can read."""
 
 
 def main() -> int:
@@ -59,6 +62,7 @@ def main() -> int:
         print(string.Template(template).substitute())
         return 0
     _failures.clear()
+    _finished.clear()
     line = CommandLine(
         flags=tuple(text for text in arguments if not is_override(text)),
         overrides=tuple(text for text in arguments if is_override(text)),
@@ -66,7 +70,12 @@ def main() -> int:
     try:
         with _signals_interrupt(), _hydra_raises():
             _check(arguments, line)
-            _compose_and_run()
+            try:
+                _compose_and_run()
+            except Exception:  # a job failed; the others are still compared
+                _compare()
+                raise
+            _compare()
     except (Interrupted, KeyboardInterrupt) as stop:
         again = f"{PROGRAM} {shlex.join(arguments)}".rstrip()
         _say(f"\nInterrupted; what is done is kept. Continue with: {again}")
@@ -93,14 +102,32 @@ def _compose_and_run(cfg: DictConfig) -> float | None:
 
             session.execute(config, job)
             return None
+        if isinstance(config.phase, CompareConfig):  # reads folders alone
+            from cai.compare import session as compare_session
+
+            compare_session.execute(config, job)
+            return None
+        if config.evaluation.responses is not None:  # rules alone
+            from cai.compliance import session as compliance_session
+
+            compliance_session.execute(config, job)
+            return None
         if isinstance(config.phase, TraceConfig):  # wrong ids are refused before torch is there
             from cai.trace import session as trace_session
 
             trace_session.execute(config, job)
             return None
+        if isinstance(config.phase, MatrixConfig):  # so are documents that cannot be read
+            from cai.matrix import session as matrix_session
+
+            matrix_session.execute(config, job)
+            return None
         from cai.session import execute
 
-        return execute(config, job)
+        objective = execute(config, job)
+        if not config.plan:
+            _finished.append(job)
+        return objective
     except Exception as error:  # recorded and shown at once; a multirun goes on with its other jobs
         _failures.append(Failure(job=job, error=error))
         if isinstance(error, UserError):
@@ -134,6 +161,23 @@ def _report(error: Exception, line: CommandLine) -> int:
         return 1
     _say(f"Error: {message}")
     return error.exit_code if isinstance(error, UserError) else ConfigError.exit_code
+
+
+def _compare() -> None:
+    """End a multirun in one comparison of its runs, failed ones named; it cannot fail the runs."""
+    if len(_finished) < 2 or _finished[0].sweep is None:
+        return
+    folder = str(Path(_finished[0].run_dir).parent).replace("'", r"\'")
+    kept = [text for text in _finished[0].overrides if text.startswith(("logger", "output_dir="))]
+    settings = ["phase=compare", f"runs=['{folder}']", *kept]
+    _say(f"\nThe runs of this multirun side by side: {PROGRAM} {shlex.join(settings)}")
+    arguments, failures = sys.argv, list(_failures)
+    sys.argv = [arguments[0], *settings]
+    try:
+        _compose_and_run()
+    finally:
+        sys.argv = arguments
+        _failures[:] = failures
 
 
 def _summarise() -> int:

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import PurePath
@@ -26,6 +27,7 @@ from cai import paths
 from cai.audit_config import AuditConfig
 from cai.config import (
     AuditPhaseConfig,
+    CompareConfig,
     Config,
     ConstitutionConfig,
     DataConfig,
@@ -34,6 +36,7 @@ from cai.config import (
     EvaluationConfig,
     HardwareConfig,
     LoggerConfig,
+    MatrixConfig,
     PhaseConfig,
     RLAIFConfig,
     SLCAIConfig,
@@ -73,6 +76,8 @@ PHASES: dict[str, type[PhaseConfig]] = {
     "evaluate": EvaluateConfig,
     "audit": AuditPhaseConfig,
     "trace": TraceConfig,
+    "compare": CompareConfig,
+    "matrix": MatrixConfig,
 }
 """Option of group `phase` -> its type."""
 
@@ -195,8 +200,10 @@ def _stem(path: str) -> str:
     return _slug(PurePath(path).stem) or "constitution"
 
 
-def _subject(document: str, run: str | None) -> str:
-    """Return the folder name of what a run is about: its document; of a trace, the run's."""
+def _subject(document: str, run: str | None, runs: Sequence[str] | None) -> str:
+    """Return the folder name of what a run is about: its document, or that of the runs it reads."""
+    if runs:
+        return _slug("_".join(dict.fromkeys(PurePath(one).parent.name for one in runs))) or "runs"
     return (_slug(PurePath(run).parent.name) if run else "") or _stem(document)
 
 

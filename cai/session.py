@@ -57,7 +57,7 @@ def execute(config: Config, job: Job) -> float | None:
         UserError: for everything that the user can put right.
     """
     set_up(config)
-    _require_embedded(config)
+    require_embedded(config)
     job = dataclasses.replace(job, command=str(config_record(job.command)))
     document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
     if config.plan:
@@ -92,7 +92,7 @@ def limits_told(config: Config, job: Job) -> Iterator[None]:
         ) from error
 
 
-def _require_embedded(config: Config) -> None:
+def require_embedded(config: Config) -> None:
     """Refuse a run that would ask an embedded model which was never made."""
     for asked in roles(config).values():
         if isinstance(asked, ModelConfig) and asked.source is ModelSource.embedded:

@@ -11,9 +11,15 @@ observations it rests on. "Nothing was observed" is None, never 0.
 * `calibration_bins`, `calibration_error`: reliability diagram and expected calibration error
   (Guo et al. 2017, "On calibration of modern neural networks", eq. 3), equal-width bins.
 * `brier_score` (Brier 1950), `cross_entropies`.
+* `mean_over_seeds`, `paired_t_test`, `welch_test`: Student's t over independent runs (Student 1908;
+  Welch 1947, Biometrika 34, p. 28), for the few seeds for which a bootstrap is too narrow.
+* `paired_permutation_test`: signs of differences flipped (Fisher 1935, "The design of experiments",
+  sec. 21), exact where all flips can be counted.
+* `holm`: p-values corrected for how many were looked at (Holm 1979, Scand. J. Statist. 6, p. 65).
 
-Not here on purpose: tests that yield a p-value. A report shows intervals; `at_chance` is the only
-verdict, and it means "the interval covers chance", not "there is no effect".
+The report of one run shows intervals and no p-value: `at_chance` is its only verdict, and it means
+"the interval covers chance", not "there is no effect". P-values are for `phase=compare` alone,
+which corrects them.
 """
 
 from __future__ import annotations
@@ -28,6 +34,10 @@ import numpy as np
 CONFIDENCE = 0.95
 _BLOCK = 2_000_000
 """Resampled values held at once, to bound memory on large sets."""
+MIN_SEEDS = 3
+"""Runs below which no spread over seeds is computed: two give an interval of 13 standard errors."""
+_EXACT_PAIRS = 14
+"""Pairs up to which every flip of signs is counted: 16,384 of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +132,163 @@ def paired_bootstrap_difference(
     return bootstrap_mean(difference.tolist(), num_resamples=num_resamples, seed=seed)
 
 
+def bootstrap_difference(
+    values: Sequence[float], baseline: Sequence[float], *, num_resamples: int, seed: int
+) -> Estimate | None:
+    """Difference of two means of separate samples, each resampled by itself.
+
+    For two sets of prompts that are not the same; `num` counts the smaller set. None when one is
+    empty.
+    """
+    data, other = _finite(values), _finite(baseline)
+    if data.size == 0 or other.size == 0:
+        return None
+    means = _resampled_means(data, num_resamples=num_resamples, seed=seed)
+    others = _resampled_means(other, num_resamples=num_resamples, seed=seed + 1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means - others, [tail, 1 - tail])
+    return Estimate(
+        value=float(data.mean() - other.mean()),
+        low=float(low),
+        high=float(high),
+        num=min(data.size, other.size),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanDifference:
+    """A difference with its interval, and how often chance alone would make one as large."""
+
+    difference: Estimate
+    p_value: float
+    """Two-sided."""
+
+
+def mean_over_seeds(values: Sequence[float]) -> Estimate | None:
+    """Mean of independent runs with its t-interval; None below `MIN_SEEDS` runs."""
+    data = _finite(values)
+    return _t_result(data).difference if data.size >= MIN_SEEDS else None
+
+
+def paired_t_test(values: Sequence[float], baseline: Sequence[float]) -> MeanDifference | None:
+    """Mean of `values[i] - baseline[i]` of runs with the same seed; None below `MIN_SEEDS`.
+
+    Raises:
+        ValueError: when the two are not equally long or a value is not finite.
+    """
+    if len(values) != len(baseline):
+        raise ValueError(f"{len(values)} values against {len(baseline)} of the baseline")
+    differences = _finite(values) - _finite(baseline)
+    return _t_result(differences) if differences.size >= MIN_SEEDS else None
+
+
+def welch_test(values: Sequence[float], baseline: Sequence[float]) -> MeanDifference | None:
+    """Difference of the means of runs with different seeds; None below `MIN_SEEDS` on a side.
+
+    Degrees of freedom are Welch's, rounded down, which makes the interval a little wider.
+    """
+    data, other = _finite(values), _finite(baseline)
+    if min(data.size, other.size) < MIN_SEEDS:
+        return None
+    parts = [x.var(ddof=1) / x.size for x in (data, other)]
+    squares = parts[0] ** 2 / (data.size - 1) + parts[1] ** 2 / (other.size - 1)
+    freedom = sum(parts) ** 2 / squares if squares > 0 else data.size + other.size - 2
+    return _t_test(
+        float(data.mean() - other.mean()),
+        error=math.sqrt(sum(parts)),
+        freedom=max(1, math.floor(freedom + 1e-9)),
+        num=min(data.size, other.size),
+    )
+
+
+def _t_result(data: np.ndarray) -> MeanDifference:
+    return _t_test(
+        float(data.mean()),
+        error=float(data.std(ddof=1)) / math.sqrt(data.size),
+        freedom=data.size - 1,
+        num=data.size,
+    )
+
+
+def _t_test(value: float, *, error: float, freedom: int, num: int) -> MeanDifference:
+    half = t_quantile((1 + CONFIDENCE) / 2, freedom) * error
+    certain = 1.0 if value == 0 else 0.0
+    p_value = t_two_sided(value / error, freedom) if error > 0 else certain
+    return MeanDifference(
+        difference=Estimate(value=value, low=value - half, high=value + half, num=num),
+        p_value=p_value,
+    )
+
+
+def t_two_sided(t: float, freedom: int) -> float:
+    """P(|T| >= |t|) of Student's t with whole degrees of freedom, by its finite series.
+
+    With theta = atan(t / sqrt(v)), Abramowitz & Stegun 1964, 26.7.3 (odd v) and 26.7.4 (even v).
+    """
+    theta = math.atan(abs(t) / math.sqrt(freedom))
+    cosine = math.cos(theta)
+    odd = freedom % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    inside = math.sin(theta) * total
+    if odd:
+        inside = 2 / math.pi * (theta + inside)
+    return max(0.0, 1.0 - inside)
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """The t below which a share `probability`, at least one half, of Student's distribution is."""
+    low, high = 0.0, 1.0
+    outside = 2 * (1 - probability)
+    while t_two_sided(high, freedom) > outside:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_two_sided(middle, freedom) > outside else (low, middle)
+    return (low + high) / 2
+
+
+def paired_permutation_test(
+    values: Sequence[float], baseline: Sequence[float], *, num_resamples: int, seed: int
+) -> float | None:
+    """Two-sided p-value of the mean difference of pairs; None without pairs.
+
+    If it did not matter which of a pair is which, every difference could as well have the other
+    sign. All flips are counted up to `_EXACT_PAIRS` pairs; beyond it `num_resamples` are drawn,
+    and the observed one counts among them, so that no p-value is 0 (Phipson & Smyth 2010).
+    """
+    if len(values) != len(baseline):
+        raise ValueError(f"{len(values)} values against {len(baseline)} of the baseline")
+    differences = _finite(values) - _finite(baseline)
+    if differences.size == 0:
+        return None
+    observed = abs(differences.sum()) * (1 - 1e-12)
+    if differences.size <= _EXACT_PAIRS:
+        codes = np.arange(2**differences.size)[:, None] >> np.arange(differences.size) & 1
+        return float(np.mean(np.abs((1 - 2 * codes) @ differences) >= observed))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    rows = max(1, _BLOCK // differences.size)
+    reached = 0
+    for start in range(0, num_resamples, rows):
+        size = (min(rows, num_resamples - start), differences.size)
+        signs = 1.0 - 2.0 * generator.integers(0, 2, size=size)
+        reached += int(np.sum(np.abs(signs @ differences) >= observed))
+    return (reached + 1) / (num_resamples + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: the k-th smallest of m times m - k + 1, none below a smaller one's."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, p_values[place] * (len(order) - rank)))
+        adjusted[place] = largest
+    return adjusted
+
+
 def proportion_difference(
     successes: float, baseline_successes: float, *, num: int
 ) -> Estimate | None:
@@ -137,6 +304,38 @@ def proportion_difference(
     value = after.value - before.value
     down = math.hypot(after.value - after.low, before.high - before.value)
     up = math.hypot(after.high - after.value, before.value - before.low)
+    return Estimate(value=value, low=value - down, high=value + up, num=num)
+
+
+def paired_proportion_difference(after: Sequence[bool], before: Sequence[bool]) -> Estimate | None:
+    """Difference of two proportions of the same cases, e.g. questions answered before and after.
+
+    Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions
+    based on paired data", Statist. Med. 17, p. 2635, method 10: Wilson intervals of both put
+    together with the correlation of the outcomes. It is never of width 0.
+
+    Raises:
+        ValueError: when the two are not equally long.
+    """
+    if len(after) != len(before):
+        raise ValueError(f"{len(after)} outcomes against {len(before)}")
+    num = len(after)
+    first, second = wilson_interval(sum(after), num), wilson_interval(sum(before), num)
+    if first is None or second is None:
+        return None
+    both = sum(a and b for a, b in zip(after, before, strict=True))
+    neither = sum(not a and not b for a, b in zip(after, before, strict=True))
+    gap = both * neither - (sum(after) - both) * (sum(before) - both)
+    held = max(gap - num / 2, 0) if gap > 0 else gap
+    margins = math.prod((sum(after), num - sum(after), sum(before), num - sum(before)))
+    phi = held / math.sqrt(margins) if margins else 0.0
+    value = first.value - second.value
+
+    def length(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one * one - 2 * phi * one * other + other * other))
+
+    down = length(first.value - first.low, second.high - second.value)
+    up = length(first.high - first.value, second.value - second.low)
     return Estimate(value=value, low=value - down, high=value + up, num=num)
 
 

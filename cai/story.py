@@ -17,11 +17,20 @@ from dataclasses import dataclass
 from cai.acceptance import CommonTail
 from cai.attribution import AttributionStory
 from cai.audit.story import AuditStory
+from cai.capability import CapabilityRow
 from cai.choices import Combine, Condition
+from cai.collapse import CollapseRow
+from cai.compare.story import CompareStory
+from cai.compliance.contrasts import OverRefusal
+from cai.compliance.rates import ComplianceRates
+from cai.compliance.story import ResponsesStory
 from cai.critique_story import CritiqueStory
+from cai.elo.story import EloStory
 from cai.feedback.attacks import AttackResult
 from cai.feedback.gate import GateResult
 from cai.feedback.measures import Measures
+from cai.goodhart import GoodhartStory
+from cai.matrix.story import MatrixStory
 from cai.preference_measures import PreferenceMeasures
 from cai.statistics import Estimate
 from cai.trace.story import TraceStory
@@ -40,6 +49,8 @@ _LABELS = {
     "evaluate": "Evaluation",
     "audit": "Audit",
     "trace": "Trace",
+    "compare": "Comparison",
+    "matrix": "Steering matrix",
 }
 
 
@@ -119,6 +130,8 @@ class Series:
     name: str
     points: tuple[tuple[float, float], ...]
     """(x, y); a y that is not finite is left out of the drawing and counted in the caption."""
+    intervals: tuple[tuple[float, float], ...] = ()
+    """Low and high end for every y, or none at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +145,10 @@ class Curve:
     series: tuple[Series, ...]
     note: str = ""
     """How to read it."""
+    marks: tuple[tuple[float, str], ...] = ()
+    """x and what is there."""
+    whole_steps: bool = True
+    """Whether x counts something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +250,9 @@ class Answer:
     text: str
     score: float | None = None
     refusal: bool | None = None
+    """Whether nothing of what was asked is given."""
+    compliance: str = ""
+    """Its main class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +280,8 @@ class EvaluationRow:
     common_phrase: str
     """The 5-gram that the responses to most prompts share; empty when there is none."""
     common_phrase_prompts: int
+    compliance: ComplianceRates | None = None
+    """The mixture of refusing, answering in part and complying."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,8 +302,14 @@ class EvaluationStory:
 
     rows: tuple[EvaluationRow, ...]
     changes: tuple[Change, ...] = ()
+    collapse: tuple[CollapseRow, ...] = ()
+    """Every policy on all prompts, the least trained first."""
+    capability: tuple[CapabilityRow, ...] = ()
+    """Every policy, the least trained first."""
     likelihood_tests: dict[str, Estimate] | None = None
     """Per policy: principle tests whose better response it finds likelier per token."""
+    over_refusal: tuple[OverRefusal, ...] = ()
+    """Each policy on contrast pairs."""
     note: str = ""
     """What was not measured, and why."""
 
@@ -320,10 +348,15 @@ class RunStory:
     preference_model: PreferenceModelStory | None = None
     dpo: DPOStory | None = None
     ppo: PPOStory | None = None
+    goodhart: GoodhartStory | None = None
     attribution: AttributionStory | None = None
     trace: TraceStory | None = None
+    responses: ResponsesStory | None = None
+    matrix: MatrixStory | None = None
+    comparison: CompareStory | None = None
     examples: tuple[Example, ...] = ()
     evaluation: EvaluationStory | None = None
+    elo: EloStory | None = None
     stages: tuple[StageStory, ...] = ()
     config_text: str = ""
     """The resolved config as YAML."""

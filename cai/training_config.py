@@ -13,6 +13,7 @@ from cai.choices import (
     KLEstimator,
     KLPlace,
     RevisionsUsed,
+    Select,
     ValueAdapter,
 )
 from cai.ranges import check, fraction, not_negative, positive
@@ -191,6 +192,11 @@ class PPOConfig:
     """Of the value head, and of its adapter."""
     value_warmup_iterations: int
     """Rounds in which only the value function learns; with a shared adapter only its head."""
+    snapshot_every: int
+    """Rounds between the snapshots of the policy that are measured with `phase.gold=true`; the last
+    round's policy is one in any case."""
+    select: Select
+    """Which policy is evaluated and exported; `gold_peak` needs `phase.gold=true`."""
 
     def __post_init__(self) -> None:
         positive(
@@ -206,6 +212,7 @@ class PPOConfig:
             "clip_ratio",
             "value_clip",
             "checkpoint_every",
+            "snapshot_every",
         )
         not_negative(self, "kl_coef", "value_coef", "missing_eos_penalty", "value_learning_rate")
         not_negative(self, "value_warmup_iterations")

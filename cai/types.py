@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from cai.compliance.classes import Compliance
+
 T = TypeVar("T")
 
 
@@ -332,20 +334,17 @@ class PromptEmbedding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Features of a labelled pair, float32 as base64, little-endian."""
+    """Features of a labelled pair, half precision as base64, little-endian."""
 
     name: str
     key: str
     """Identifies conversation and responses (`cai/feedback/tuned.py`)."""
     group: str
     """Pairs of one group are held out together."""
-    better: str
-    """(2 d,)."""
-    worse: str
-    context: str
-    """(d,), before the response."""
+    difference: str
+    """(D,), of the question behind the better response, minus that behind the worse one."""
     principle: str
-    """(d,), of the question that the pair is labelled by."""
+    """(d,), of the question by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,8 +386,13 @@ class Evaluated:
     score: float | None
     """Preference-model score, centred on SL-CAI samples; None without a preference model, and for
     what does not fit its context."""
-    refusal: bool
-    """Declines to answer, by rule (evaluation.py)."""
+    compliance: Compliance
+    """Whether it does what it was asked (`cai.compliance`)."""
+
+    @property
+    def refusal(self) -> bool:
+        """Whether nothing of what was asked is given."""
+        return self.compliance.refuses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,9 @@ import random
 
 from cai import statistics
 from cai.acceptance import CommonTail
+from cai.capability import CapabilityScore, capability_rows
 from cai.choices import Combine, Condition, Gate
+from cai.collapse import PolicyTexts, collapse_rows
 from cai.critique_story import Arm, Contest, CritiqueStory
 from cai.feedback.attacks import AttackResult, KindResult
 from cai.feedback.gate import GateResult
@@ -461,6 +463,44 @@ def evaluation(draw):
                 ),
             )
             for kind in refusals
+        ),
+        collapse=collapse_rows(
+            [
+                PolicyTexts(
+                    policy=policy,
+                    texts=tuple(
+                        f"{phrase} " * (policy == "rl_cai") + f"answer {i} to {draw.random()}"
+                        for i in range(16)
+                    ),
+                    mean_logprobs=tuple(draw.gauss(-1, 0.2) for _ in range(16)),
+                )
+                for policy, phrase in zip(("base", "sl_cai", "rl_cai"), phrases, strict=True)
+            ],
+            num_resamples=200,
+            seed=1,
+        ),
+        capability=capability_rows(
+            {
+                policy: [
+                    *(
+                        CapabilityScore(
+                            id=f"q{i}",
+                            mean_logprobs=(-1.0, -2.0 + 2 * (i % 5 < lost), -2.5, -3.0),
+                            answer=0,
+                        )
+                        for i in range(40)
+                    ),
+                    *(
+                        CapabilityScore(
+                            id=f"t{i}", mean_logprobs=(draw.gauss(-3 - lost, 0.1),), answer=None
+                        )
+                        for i in range(24)
+                    ),
+                ]
+                for policy, lost in (("base", 0), ("sl_cai", 0), ("rl_cai", 2))
+            },
+            num_resamples=200,
+            seed=1,
         ),
         likelihood_tests={
             policy: statistics.wilson_interval(right, 48)

@@ -19,11 +19,12 @@ from cai.attribution import (
     share_of,
     split_labels,
 )
-from cai.attribution_record import attribution_metrics, attribution_record
+from cai.attribution_record import attribution_metrics, attribution_record, attribution_table
 from cai.choices import Condition
 from cai.constitution import Constitution
 from cai.seeds import derive_seed
-from cai.stages.preference_model import mixed, validation_prompts
+from cai.stages.preference_pairs import mixed, validation_prompts
+from cai.tracking import MemoryTracker
 from cai.types import (
     Comparison,
     Message,
@@ -301,3 +302,11 @@ def test_the_record_and_the_metrics_say_the_same(rows, medical) -> None:
     assert metrics["attribution/rl_cai_over_sl_cai_num_higher"] == len(ids) - 1
     assert metrics["attribution/rl_cai_over_sl_cai_num_lower"] == 1
     assert len(metrics) == 6  # however many principles there are
+    tracker = MemoryTracker()
+    tracker.table("attribution", *attribution_table(told))
+    columns, cells = tracker.tables["attribution"]
+    table = [dict(zip(columns, row, strict=True)) for row in cells]
+    assert [row["principle"] for row in table] == ids
+    for row, kept in zip(table, record["principles"], strict=True):
+        assert float(row["rl_cai_over_sl_cai"]) == kept["scores"]["rl_cai_over_sl_cai"]["value"]
+        assert float(row["share"]) == kept["share"]

@@ -1,4 +1,5 @@
 from cai.chapters import Bootstrap, Records, evaluation_story
+from cai.compliance.classify import classify
 from cai.types import (
     Evaluated,
     LikelihoodTest,
@@ -24,7 +25,7 @@ def evaluated(policy, number, score):
     )
     sample = Sample(text="one two", num_tokens=2, logprob=-1.0, finished=True, seed=0)
     response = Response(prompt=prompt, policy=policy, index=0, sample=sample)
-    return Evaluated(response=response, score=score, refusal=False)
+    return Evaluated(response=response, score=score, compliance=classify("?", sample.text))
 
 
 def story(base, trained):
@@ -39,12 +40,15 @@ def story(base, trained):
             chains=[],
             evaluated=rows,
             likelihoods={"base": nothing, "rl_cai": nothing},
+            base_likelihoods={},
+            capability={},
             controls=[],
             control_comparisons=[],
             checks=[],
             comparisons=[],
             held_out=[],
             pm_tests=[],
+            contrasts=[],
         ),
         BOOTSTRAP,
     )

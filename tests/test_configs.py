@@ -163,14 +163,21 @@ def test_debug_tiny_follows_the_phase_that_an_experiment_chooses():
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("sl_cai", "rlaif"), ("sl_cai", "dpo"), ("rlaif", "dpo")]
+    ("first", "second"),
+    [
+        ("sl_cai", "rlaif"),
+        ("sl_cai", "dpo"),
+        ("rlaif", "dpo"),
+        ("rlaif", "matrix"),
+        ("dpo", "matrix"),
+    ],
 )
 @pytest.mark.parametrize("debug", [[], ["debug=tiny"]])
 def test_phases_that_share_stages_have_the_same_values_for_them(first, second, debug):
     one, other = (composed(f"phase={name}", *debug).phase for name in (first, second))
     shared = set(one) & set(other) - {"name"}
     assert "sl_policy" in shared
-    assert ("comparisons" in shared) == ("pairs" in shared) == (first == "rlaif")
+    assert ("comparisons" in shared) == ("pairs" in shared) == (first != "sl_cai")
     assert all(one[key] == other[key] for key in shared)
 
 
@@ -203,7 +210,7 @@ def test_an_override_of_one_role_leaves_the_others_alone():
 
 def test_the_critique_model_is_a_role_of_every_training_phase():
     training = [name for name, kind in PHASES.items() if issubclass(kind, SLCAIConfig)]
-    assert set(training) == {"sl_cai", "rlaif", "dpo"}
+    assert set(training) == {"sl_cai", "rlaif", "dpo", "matrix"}
     for phase in training:
         config = config_of(f"phase={phase}", "model@phase.critique_models.main=qwen3_4b")
         assert config.phase.critique_models["main"].source == "hub"

@@ -151,6 +151,12 @@ def test_what_is_no_policy_is_refused(tiny_folder: Path, tmp_path: Path) -> None
         find(run, policy=None)
 
 
+def test_a_matrix_has_no_one_policy(tiny_folder: Path, tmp_path: Path) -> None:
+    artifact = trained(tiny_folder, tmp_path)[0]
+    with pytest.raises(UserError, match=r"has 2 policies of the stage policy: it is a matrix"):
+        find(run_of(tmp_path, artifact, artifact), policy=None)
+
+
 def test_a_run_whose_store_is_elsewhere_says_so(tiny_folder: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path, trained(tiny_folder, tmp_path)[0])
     shutil.move(tmp_path / "store", tmp_path / "elsewhere")

@@ -22,8 +22,8 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_composes(command: str) -> None:
     arguments = [a for a in shlex.split(command)[3:] if a != "-m"]
-    # A multirun's first combination; a sweep file is a multirun by itself.
-    overrides = [re.sub(r"=([^,]*),.*", r"=\1", a) for a in arguments if "sweeps=" not in a]
+    # A multirun's first combination, lists left alone; a sweep file is a multirun by itself.
+    overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", a) for a in arguments if "sweeps=" not in a]
     with initialize_config_dir(str(paths.CONF), version_base="1.3"):
         to_config(compose("config", overrides=overrides))
 

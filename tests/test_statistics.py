@@ -184,3 +184,106 @@ def test_proportion_difference_is_newcombes_example() -> None:
     assert none is not None
     assert none.low < 0 < none.high
     assert statistics.proportion_difference(0, 0, num=0) is None
+
+
+def test_student_t_agrees_with_closed_forms_and_tables() -> None:
+    # One degree of freedom: P(|T| >= t) = 1 - 2/pi atan(t); two: 1 - t / sqrt(2 + t^2).
+    for t in (0.0, 0.3, 1.0, 7.5):
+        one = 1 - 2 / math.pi * math.atan(t)
+        assert statistics.t_two_sided(t, 1) == pytest.approx(one, abs=1e-12)
+        two = 1 - t / math.sqrt(2 + t * t)
+        assert statistics.t_two_sided(-t, 2) == pytest.approx(two, abs=1e-12)
+    # Any table of t: 97.5 % points at 1, 2, 3, 10 and 30 degrees of freedom.
+    for freedom, point in [(1, 12.7062), (2, 4.3027), (3, 3.1824), (10, 2.2281), (30, 2.0423)]:
+        assert statistics.t_quantile(0.975, freedom) == pytest.approx(point, abs=1e-4)
+        assert statistics.t_two_sided(point, freedom) == pytest.approx(0.05, abs=1e-5)
+
+
+def test_student_t_is_the_integral_of_its_density() -> None:
+    for freedom in (4, 5, 12):
+        grid = np.linspace(-1.7, 1.7, 20_001)
+        scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+        density = (
+            scale / math.sqrt(freedom * math.pi) * (1 + grid**2 / freedom) ** (-(freedom + 1) / 2)
+        )
+        inside = np.trapezoid(density, grid)
+        assert statistics.t_two_sided(1.7, freedom) == pytest.approx(1 - inside, abs=1e-8)
+
+
+def test_seeds_have_a_t_interval_from_three_on() -> None:
+    assert statistics.mean_over_seeds([1.0, 3.0]) is None
+    found = statistics.mean_over_seeds([1.0, 2.0, 3.0])  # s = 1, half width 4.3027 / sqrt(3)
+    assert found is not None
+    assert (found.value, found.num) == (2.0, 3)
+    assert found.high - found.value == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+
+
+def test_paired_t_test_is_that_of_the_differences() -> None:
+    # Differences 1, 2, 3: t = 2 / (1/sqrt 3) = 3.4641, 2 degrees of freedom.
+    found = statistics.paired_t_test([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    assert found is not None
+    assert found.difference.value == pytest.approx(2)
+    assert found.p_value == pytest.approx(1 - 3.4641016 / math.sqrt(2 + 12), abs=1e-6)
+    assert found.difference.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
+    assert statistics.paired_t_test([1.0, 2.0], [0.0, 0.0]) is None
+    same = statistics.paired_t_test([1.0] * 3, [1.0] * 3)
+    assert same is not None
+    assert same.p_value == 1.0
+    with pytest.raises(ValueError, match="3 values against 2"):
+        statistics.paired_t_test([1.0] * 3, [1.0] * 2)
+
+
+def test_welch_test_by_hand() -> None:
+    # Means 2 and 5, variances 1 and 13, n = 3 each: s.e. = sqrt(1/3 + 13/3) = 2.1602;
+    # Welch's freedom (14/3)^2 / ((1/9 + 169/9) / 2) = 2.306, rounded down to 2: t = -1.3887.
+    found = statistics.welch_test([1.0, 2.0, 3.0], [2.0, 4.0, 9.0])
+    assert found is not None
+    assert found.difference.value == pytest.approx(-3)
+    assert found.p_value == pytest.approx(1 - 1.388730 / math.sqrt(2 + 1.388730**2), abs=1e-5)
+    assert found.difference.high == pytest.approx(-3 + 4.302653 * 2.160247, abs=1e-4)
+    assert statistics.welch_test([1.0, 2.0, 3.0], [1.0, 2.0]) is None
+
+
+def test_permutation_test_counts_every_flip_of_few_pairs() -> None:
+    # Differences 1, 2, 3, 4: of 16 flips only all plus and all minus reach a sum of 10.
+    found = statistics.paired_permutation_test(
+        [1.0, 2.0, 3.0, 4.0], [0.0] * 4, num_resamples=10, seed=0
+    )
+    assert found == 2 / 16
+    # 1, -1, 2: sums of absolute value >= 2 are all but 1+1-2 and -1-1+2: 6 of 8.
+    found = statistics.paired_permutation_test(
+        [1.0, 0.0, 2.0], [0.0, 1.0, 0.0], num_resamples=10, seed=0
+    )
+    assert found == 6 / 8
+    assert statistics.paired_permutation_test([], [], num_resamples=10, seed=0) is None
+    assert statistics.paired_permutation_test([2.0] * 3, [2.0] * 3, num_resamples=10, seed=0) == 1.0
+
+
+def test_drawn_permutations_agree_with_the_normal_approximation() -> None:
+    differences = np.random.Generator(np.random.PCG64(3)).normal(0.25, 1, size=60)
+    found = statistics.paired_permutation_test(
+        differences.tolist(), [0.0] * 60, num_resamples=20_000, seed=1
+    )
+    assert found is not None
+    z = abs(differences.sum()) / math.sqrt((differences**2).sum())
+    assert found == pytest.approx(2 * (1 - NormalDist().cdf(z)), abs=0.01)
+    clear = statistics.paired_permutation_test([1.0] * 60, [0.0] * 60, num_resamples=99, seed=1)
+    assert clear == 1 / 100  # the observed flip itself
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04, .06, .06, .04; none below the one before.
+    assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_bootstrap_difference_resamples_each_side() -> None:
+    found = statistics.bootstrap_difference(
+        [3.0, 5.0] * 50, [1.0, 1.0, 1.0], num_resamples=2000, seed=0
+    )
+    assert found is not None
+    assert (found.value, found.num) == (3.0, 3)
+    # Only the first side varies: s.e. = 1 / sqrt(100).
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1, abs=0.03)
+    assert statistics.bootstrap_difference([], [1.0], num_resamples=10, seed=0) is None

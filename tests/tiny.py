@@ -21,6 +21,7 @@ from cai.choices import (
     KLPlace,
     Precision,
     RevisionsUsed,
+    Select,
     ValueAdapter,
 )
 from cai.config import HardwareConfig
@@ -183,6 +184,8 @@ def ppo_config(learning_rate: float = 1e-3, **changes: object) -> PPOConfig:
         "value_adapter": ValueAdapter.shared,
         "value_learning_rate": learning_rate,
         "value_warmup_iterations": 0,
+        "snapshot_every": 1,
+        "select": Select.final,
     }
     return PPOConfig(**(values | changes))
 

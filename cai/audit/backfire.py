@@ -24,7 +24,7 @@ import numpy as np
 
 from cai.audit.diagnostics import Bootstrap
 from cai.audit.labels import PairLabels
-from cai.evaluation import is_refusal
+from cai.compliance.classify import refuses
 from cai.statistics import Estimate, wilson_interval
 
 
@@ -144,10 +144,10 @@ def _categories(
 
 def refusing_side(pair: PairLabels) -> str | None:
     """`a` or `b` where exactly one response refuses, otherwise None."""
-    refuses = is_refusal(pair.response_a), is_refusal(pair.response_b)
-    if refuses[0] == refuses[1]:
+    declined = refuses(pair.prompt, pair.response_a), refuses(pair.prompt, pair.response_b)
+    if declined[0] == declined[1]:
         return None
-    return "a" if refuses[0] else "b"
+    return "a" if declined[0] else "b"
 
 
 def _refusals(

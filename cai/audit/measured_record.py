@@ -30,6 +30,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from cai.audit.backfire import Effect, refusing_side
 from cai.audit.labels import Framing, PairLabels
 from cai.audit.measured import Conflict, Measured, PrincipleMeasures
@@ -207,7 +209,7 @@ def measured_metrics(measured: Measured) -> dict[str, float]:
 
 
 def measured_tables(measured: Measured) -> dict[str, tuple[tuple[str, ...], list[list[object]]]]:
-    """Columns and rows for the mirror: principles, and every label."""
+    """Columns and rows for the mirror: principles, labels, conflicts, and what is predicted."""
     principles: list[list[object]] = [
         [
             one.id,
@@ -246,6 +248,12 @@ def measured_tables(measured: Measured) -> dict[str, tuple[tuple[str, ...], list
         for one in measured.conflicts
         for shown in one.pairs
     ]
+    shares: list[list[object]] = [
+        [first.id, second.id, float(measured.conflict_shares[row, column])]
+        for row, first in enumerate(measured.principles)
+        for column, second in enumerate(measured.principles)
+        if row != column and np.isfinite(measured.conflict_shares[row, column])
+    ]
     columns = (
         "principle", "tests", "relevance", "decisiveness", "order_consistency",
         "paraphrase_consistency", "negation_flip_rate", "agreement", "prompts",
@@ -257,4 +265,21 @@ def measured_tables(measured: Measured) -> dict[str, tuple[tuple[str, ...], list
         "audit_principles": (columns, principles),
         "audit_labels": (asked, labels),
         "audit_conflicts": (("first", "second", "rate", "pair", "p_first", "p_second"), conflicts),
+        "audit_conflict_matrix": (("first", "second", "share"), shares),
+        "audit_flips": (("change", "principle", "pair", "before", "after"), _flips(measured)),
     }
+
+
+def _flips(measured: Measured) -> list[list[object]]:
+    """Labels that are predicted to change sides: without a principle, and in the new version."""
+    changes: list[tuple[str, str | None, Effect]] = [
+        ("without", left.principle_id, left.effect) for left in measured.left_out
+    ]
+    if (version := measured.version) is not None:
+        changes.append(("new version", None, version.whole))
+        changes += [(step.what, step.principle_id, step.effect) for step in version.steps]
+    return [
+        [what, principle_id, flip.pair, flip.before, flip.after]
+        for what, principle_id, effect in changes
+        for flip in effect.flips
+    ]

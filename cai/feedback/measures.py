@@ -19,10 +19,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cai import statistics
+from cai.agreement import cohen_kappa
 from cai.feedback.base import same_position
 from cai.statistics import CalibrationBin, Estimate, pair_accuracy, wilson_interval
 from cai.types import Comparison, FeedbackCheck, Judgement
@@ -167,21 +168,6 @@ def count_unjudged(comparisons: Iterable[Comparison]) -> dict[str, int]:
     """Pairs without a label, by reason."""
     found = Counter(str(c.unjudged) for c in comparisons if c.unjudged)
     return dict(sorted(found.items()))
-
-
-def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
-    """(observed - expected) / (1 - expected) agreement of two raters of the same items.
-
-    Expected is the sum over categories of the product of their shares (Cohen 1960). None when
-    there are no items, or when agreement is certain because both only ever say one thing.
-    """
-    num = len(first)
-    if num == 0:
-        return None
-    observed = sum(a == b for a, b in zip(first, second, strict=True)) / num
-    counts, others = Counter(first), Counter(second)
-    expected = sum(counts[category] * others[category] for category in counts) / num**2
-    return None if expected == 1 else (observed - expected) / (1 - expected)
 
 
 def _probs(judged: Iterable[Comparison]) -> list[float]:

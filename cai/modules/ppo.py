@@ -45,7 +45,8 @@ the reward, no entropy bonus, constant learning rate after warm-up. The details 
 21. = Metrics go through the masks of the loss, under their usual names: entropy is of the rollouts
     (`objective/entropy`), `loss/kl_avg` is what the penalty adds to the loss, `val/clipfrac_avg`
     the share of tokens where the value was held, `val/cut_rate` that of responses that were cut.
-22. = Score against KL is in every line of metrics; a gold preference model is the evaluation's.
+22. = Score against KL is in every line of metrics. ? `phase.gold`: snapshots under this preference
+    model and a gold one, against sqrt(KL); `select=gold_peak` keeps the best of them.
 23. = Policy = reference at the start: KL must be 0 until its first step (`_check_start`).
 24. ! A pretraining mix: there are no such data; the pull to the SL-CAI policy is the KL. An
     ensemble is the preference model's affair.

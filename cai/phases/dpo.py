@@ -18,7 +18,8 @@ from cai.phases.sl_cai import Inputs
 from cai.stages import comparisons, evaluation
 from cai.stages.controls import Controls
 from cai.stages.dpo import dpo_policy
-from cai.stages.principle_scores import principle_scores
+from cai.stages.matches import Tournament
+from cai.training_config import DPOConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,47 +36,40 @@ class Outputs:
     """`PolicyComparison` records, one artifact for each policy but the first; empty unless they are
     asked for."""
     controls: Controls | None
+    tournament: Tournament | None
+
+
+def learn(
+    config: DPOConfig, inputs: Inputs, context: RunContext, *, compared: sl_cai.Compared
+) -> Artifact:
+    """The policy, from the comparisons."""
+    return dpo_policy(
+        context,
+        model=inputs.model,
+        config=config,
+        comparisons=compared.comparisons,
+        pairs=compared.pairs,
+        sl_policy=compared.trained.sl_policy,
+        human=inputs.data.human_comparisons,
+        num=compared.num,
+    )
 
 
 def run(config: DPOPhaseConfig, inputs: Inputs, context: RunContext) -> Outputs:
     """Train the DPO policy and measure it against the SL-CAI policy and the base."""
     compared = sl_cai.compare(config, inputs, context)
-    trained = compared.trained
-    policy = dpo_policy(
-        context,
-        model=inputs.model,
-        config=config.dpo,
-        comparisons=compared.comparisons,
-        pairs=compared.pairs,
-        sl_policy=trained.sl_policy,
-        human=inputs.data.human_comparisons,
-        num=compared.num,
-    )
-    measured = evaluation.evaluate(
-        context,
-        model=inputs.model,
-        config=inputs.evaluation,
-        counts=config.prompts,
-        prompts=trained.prompts,
-        policies={"base": None, "sl_cai": trained.sl_policy, "dpo": policy},
-        preference_model=None,
-    )
-    scored = principle_scores(
-        context,
-        judge=compared.judge,
-        responses=measured.responses,
-        num=min(inputs.evaluation.num_principle_prompts, config.prompts.num_eval_red_team),
-    )
-    controlled = sl_cai.control(
-        config, inputs, context, judge=compared.judge, base=measured.responses["base"]
+    policy = learn(config.dpo, inputs, context, compared=compared)
+    measured = sl_cai.measure(
+        config, inputs, context, compared=compared, last={"dpo": policy}, preference_model=None
     )
     return Outputs(
-        trained=trained,
+        trained=compared.trained,
         pairs=compared.pairs,
         feedback=compared.feedback,
         comparisons=compared.comparisons,
         policy=policy,
-        evaluation=measured,
-        principle_scores=scored,
-        controls=controlled,
+        evaluation=measured.evaluation,
+        principle_scores=measured.principle_scores,
+        controls=measured.controls,
+        tournament=measured.tournament,
     )

@@ -11,17 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cai.artifacts import Artifact
+from cai.choices import Select
 from cai.config import RLAIFConfig
 from cai.context import RunContext
 from cai.phases import sl_cai
 from cai.phases.sl_cai import Inputs
 from cai.stages import comparisons, evaluation
 from cai.stages.controls import Controls
-from cai.stages.policy import check_value_adapter
+from cai.stages.goodhart import Goodhart, Policies, selected_policy, snapshot_scores
+from cai.stages.matches import Tournament
+from cai.stages.policy import check_value_adapter, snapshot_rounds
 from cai.stages.policy import policy as rl_policy
 from cai.stages.preference_model import PreferenceModel
 from cai.stages.preference_model import preference_model as trained_preference_model
-from cai.stages.principle_scores import principle_scores
+from cai.stages.preference_pairs import Half
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +37,42 @@ class Outputs:
     comparisons: Artifact
     preference_model: PreferenceModel
     policy: Artifact
+    """PPO's; what the run ends with may be another round's (`goodhart.selected`)."""
     evaluation: evaluation.Evaluation
     principle_scores: tuple[Artifact, ...]
     """`PolicyComparison` records, one artifact for each policy but the first; empty unless they are
     asked for."""
     controls: Controls | None
+    goodhart: Goodhart | None
+    """None unless over-optimisation is measured."""
+    tournament: Tournament | None
 
 
-def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
-    """Train the RL-CAI policy and measure it against the SL-CAI policy and the base."""
-    check_value_adapter(config.ppo, model=inputs.model, preference_base=config.preference_base)
-    compared = sl_cai.compare(config, inputs, context)
-    trained = compared.trained
-    preference_model = trained_preference_model(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What phase 2 trained."""
+
+    preference_model: PreferenceModel
+    policy: Artifact
+    """PPO's, after its last round."""
+    goodhart: Goodhart | None
+
+    @property
+    def final(self) -> Artifact:
+        """The policy that is evaluated and exported."""
+        selected = self.goodhart.selected if self.goodhart else None
+        return selected or self.policy
+
+
+def _preference_model(
+    config: RLAIFConfig,
+    inputs: Inputs,
+    context: RunContext,
+    *,
+    compared: sl_cai.Compared,
+    half: Half | None,
+) -> PreferenceModel:
+    return trained_preference_model(
         context,
         model=config.preference_base or inputs.model,
         config=config.preference_model,
@@ -54,42 +80,94 @@ def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
         comparisons=compared.comparisons,
         pairs=compared.pairs,
         human=inputs.data.human_comparisons,
-        num=compared.num,
+        num=compared.num if half is None else compared.num // 2,
+        half=half,
     )
+
+
+def _goodhart(
+    config: RLAIFConfig,
+    inputs: Inputs,
+    context: RunContext,
+    *,
+    compared: sl_cai.Compared,
+    proxy: PreferenceModel,
+    policies: Policies,
+) -> Goodhart:
+    """The gold preference model, PPO's snapshots under both, and the policy that is selected."""
+    gold = _preference_model(config, inputs, context, compared=compared, half=Half.gold)
+    counts = config.prompts
+    scores = snapshot_scores(
+        context,
+        policies,
+        proxy=proxy,
+        gold=gold,
+        config=inputs.evaluation.sampling,
+        prompts=compared.trained.prompts,
+        num=counts.num_eval_red_team + counts.num_eval_helpfulness + counts.num_eval_benign,
+    )
+    selected = None
+    if config.ppo.select is Select.gold_peak:
+        selected = selected_policy(
+            context, policies, scores=scores, num_resamples=inputs.evaluation.num_bootstrap
+        )
+    return Goodhart(gold=gold, scores=scores, selected=selected)
+
+
+def learn(
+    config: RLAIFConfig, inputs: Inputs, context: RunContext, *, compared: sl_cai.Compared
+) -> Learned:
+    """The preference model from the comparisons, and the policy from its scores."""
+    half = Half.proxy if config.gold else None
+    snapshots = snapshot_rounds(config.ppo) if config.gold else ()
+    preference_model = _preference_model(config, inputs, context, compared=compared, half=half)
     policy = rl_policy(
         context,
         model=inputs.model,
         config=config.ppo,
-        prompts=trained.prompts,
-        sl_policy=trained.sl_policy,
+        prompts=compared.trained.prompts,
+        sl_policy=compared.trained.sl_policy,
         preference_model=preference_model,
+        snapshots=snapshots,
     )
-    measured = evaluation.evaluate(
-        context,
+    if not config.gold:
+        return Learned(preference_model=preference_model, policy=policy, goodhart=None)
+    policies = Policies(
         model=inputs.model,
-        config=inputs.evaluation,
-        counts=config.prompts,
-        prompts=trained.prompts,
-        policies={"base": None, "sl_cai": trained.sl_policy, "rl_cai": policy},
-        preference_model=preference_model,
+        sl_policy=compared.trained.sl_policy,
+        policy=policy,
+        num_rounds=config.ppo.num_iterations,
+        snapshots=snapshots,
     )
-    scored = principle_scores(
+    goodhart = _goodhart(
+        config, inputs, context, compared=compared, proxy=preference_model, policies=policies
+    )
+    return Learned(preference_model=preference_model, policy=policy, goodhart=goodhart)
+
+
+def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
+    """Train the RL-CAI policy and measure it against the SL-CAI policy and the base."""
+    check_value_adapter(config.ppo, model=inputs.model, preference_base=config.preference_base)
+    compared = sl_cai.compare(config, inputs, context)
+    learned = learn(config, inputs, context, compared=compared)
+    measured = sl_cai.measure(
+        config,
+        inputs,
         context,
-        judge=compared.judge,
-        responses=measured.responses,
-        num=min(inputs.evaluation.num_principle_prompts, config.prompts.num_eval_red_team),
-    )
-    controlled = sl_cai.control(
-        config, inputs, context, judge=compared.judge, base=measured.responses["base"]
+        compared=compared,
+        last={"rl_cai": learned.final},
+        preference_model=learned.preference_model,
     )
     return Outputs(
-        trained=trained,
+        trained=compared.trained,
         pairs=compared.pairs,
         feedback=compared.feedback,
         comparisons=compared.comparisons,
-        preference_model=preference_model,
-        policy=policy,
-        evaluation=measured,
-        principle_scores=scored,
-        controls=controlled,
+        preference_model=learned.preference_model,
+        policy=learned.policy,
+        evaluation=measured.evaluation,
+        principle_scores=measured.principle_scores,
+        controls=measured.controls,
+        goodhart=learned.goodhart,
+        tournament=measured.tournament,
     )

@@ -8,6 +8,8 @@ revisions that `cai.acceptance` does not accept are left out of the fine-tune.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cai.artifacts import Artifact
@@ -20,7 +22,11 @@ from cai.model_config import ModelConfig
 from cai.stages import comparisons, evaluation, revisions, sampling, training
 from cai.stages.comparisons import Checked, Judge
 from cai.stages.controls import Controls, control_comparisons, controls
+from cai.stages.matches import MatchJudge, Tournament, tournament
+from cai.stages.preference_model import PreferenceModel
+from cai.stages.principle_scores import principle_scores
 from cai.stages.tuned import fitted
+from cai.types import PromptKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +60,9 @@ class Outputs:
     trained: Trained
     evaluation: evaluation.Evaluation
     controls: Controls | None
+    tournament: Tournament | None
     feedback: Checked | None
-    """The feedback measured, since it judges the controls; None without controls."""
+    """The feedback measured, since it judges controls and matches; None without both."""
 
 
 def _num_examples(config: SLCAIConfig) -> int:
@@ -182,6 +189,117 @@ def control(
     return Controls(texts=texts, comparisons=compared)
 
 
+def match_judge(
+    inputs: Inputs, context: RunContext, *, feedback: Judge, checked: Checked, model: ModelConfig
+) -> MatchJudge:
+    """Who judges policies: `evaluation.judge`, measured on the same pairs, or the run's feedback.
+
+    Args:
+        inputs: The phase's.
+        context: The run.
+        feedback: The run's, measured.
+        checked: Its measurement.
+        model: The phase's feedback model.
+    """
+    config = inputs.evaluation.judge
+    if config is None:
+        return MatchJudge(judge=feedback, checked=checked)
+    judge = judge_of(model, dataclasses.replace(inputs, feedback=config), context)
+    measured = comparisons.feedback_check(
+        context, judge=judge, labelled=checked.labelled, name="judge_check"
+    )
+    return MatchJudge(judge=judge.measured(measured), checked=measured)
+
+
+def play(
+    config: SLCAIConfig,
+    inputs: Inputs,
+    context: RunContext,
+    *,
+    feedback: Judge,
+    checked: Checked,
+    responses: Mapping[str, Artifact],
+) -> Tournament | None:
+    """A round-robin of the phase's policies; None when none is asked for.
+
+    Args:
+        config: The phase's.
+        inputs: The phase's.
+        context: The run.
+        feedback: The run's, measured; in phases with comparisons it supplied the training labels.
+        checked: Its measurement.
+        responses: By policy, the least trained one first.
+    """
+    if inputs.evaluation.elo.num_prompts == 0:
+        return None
+    judge = match_judge(
+        inputs, context, feedback=feedback, checked=checked, model=config.feedback_model
+    )
+    return tournament(
+        context,
+        judge=judge,
+        supplied_labels=isinstance(config, ComparedConfig)
+        and judge.judge.same_labels(feedback, context),
+        players=responses,
+        config=inputs.evaluation.elo,
+        counts={
+            PromptKind.red_team: config.prompts.num_eval_red_team,
+            PromptKind.helpfulness: config.prompts.num_eval_helpfulness,
+            PromptKind.benign: config.prompts.num_eval_benign,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What is measured on every policy of a phase that learns from comparisons."""
+
+    evaluation: evaluation.Evaluation
+    principle_scores: tuple[Artifact, ...]
+    controls: Controls | None
+    tournament: Tournament | None
+
+
+def measure(
+    config: ComparedConfig,
+    inputs: Inputs,
+    context: RunContext,
+    *,
+    compared: Compared,
+    last: dict[str, Artifact],
+    preference_model: PreferenceModel | None,
+) -> Measured:
+    """Base, SL-CAI policy and the `last` one by its name, on held-out prompts and tests."""
+    measured = evaluation.evaluate(
+        context,
+        model=inputs.model,
+        config=inputs.evaluation,
+        counts=config.prompts,
+        prompts=compared.trained.prompts,
+        policies={"base": None, "sl_cai": compared.trained.sl_policy, **last},
+        preference_model=preference_model,
+    )
+    scored = principle_scores(
+        context,
+        judge=compared.judge,
+        responses=measured.responses,
+        num=min(inputs.evaluation.num_principle_prompts, config.prompts.num_eval_red_team),
+    )
+    base = measured.responses["base"]
+    controlled = control(config, inputs, context, judge=compared.judge, base=base)
+    played = play(
+        config,
+        inputs,
+        context,
+        feedback=compared.judge,
+        checked=compared.feedback,
+        responses=measured.responses,
+    )
+    return Measured(
+        evaluation=measured, principle_scores=scored, controls=controlled, tournament=played
+    )
+
+
 def run(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Outputs:
     """Train the SL-CAI policy and measure it against the base."""
     labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
@@ -195,10 +313,26 @@ def run(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Outputs:
         policies={"base": None, "sl_cai": trained.sl_policy},
         preference_model=None,
     )
-    if inputs.evaluation.num_critique_controls == 0:
-        return Outputs(trained=trained, evaluation=measured, controls=None, feedback=None)
+    if not inputs.evaluation.asks_feedback:
+        return Outputs(
+            trained=trained, evaluation=measured, controls=None, tournament=None, feedback=None
+        )
     judge = judge_of(config.feedback_model, inputs, context)
     checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
     judge = judge.measured(checked)
     controlled = control(config, inputs, context, judge=judge, base=measured.responses["base"])
-    return Outputs(trained=trained, evaluation=measured, controls=controlled, feedback=checked)
+    played = play(
+        config,
+        inputs,
+        context,
+        feedback=judge,
+        checked=checked,
+        responses=measured.responses,
+    )
+    return Outputs(
+        trained=trained,
+        evaluation=measured,
+        controls=controlled,
+        tournament=played,
+        feedback=checked,
+    )

@@ -61,6 +61,14 @@ class Judge:
             return self
         return dataclasses.replace(self, fitted={**self.fitted, "": checked.artifact})
 
+    def same_labels(self, other: Judge, context: RunContext) -> bool:
+        """Whether both give the same labels to the same pairs, but for random streams."""
+        return self._decided_by(context) == other._decided_by(context)
+
+    def _decided_by(self, context: RunContext) -> tuple[dict, dict[str, str]]:
+        inputs = {name: artifact.digest for name, artifact in self.inputs().items()}
+        return self.identity(context), inputs
+
     @property
     def _weighs_members(self) -> bool:
         return isinstance(self.config, EnsembleConfig) and self.config.vote is Vote.reliability
@@ -92,8 +100,10 @@ class Checked:
     """`FeedbackCheck` records."""
 
 
-def feedback_check(context: RunContext, *, judge: Judge, labelled: LabelledSet) -> Checked:
-    """The feedback's labels for pairs whose better side is known; a is the better response."""
+def feedback_check(
+    context: RunContext, *, judge: Judge, labelled: LabelledSet, name: str = CHECK
+) -> Checked:
+    """A judge's labels for pairs whose better side is known; a is the better response."""
 
     def run(work: Work) -> None:
         feedback = judge.feedback(context, CHECK)
@@ -120,7 +130,7 @@ def feedback_check(context: RunContext, *, judge: Judge, labelled: LabelledSet) 
 
     artifact = context.run(
         Stage(
-            name=CHECK,
+            name=name,
             version=4,
             config={"num": len(labelled.pairs)},
             inputs=judge.inputs(),

@@ -24,7 +24,8 @@ from cai.model_config import ModelConfig
 from cai.models import POLICY, REFERENCE, BaseModel
 from cai.modules.dpo import implicit_rewards
 from cai.seeds import derive_seed
-from cai.stages.preference_model import VALIDATION, mixed, validation_prompts
+from cai.stages.preference_model import VALIDATION
+from cai.stages.preference_pairs import mixed, validation_prompts
 from cai.stages.training import (
     ADAPTER,
     detached,

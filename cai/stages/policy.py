@@ -1,9 +1,13 @@
-"""Stage `policy`: PPO from the SL-CAI policy against the preference model (sec. 4.1)."""
+"""Stage `policy`: PPO from the SL-CAI policy against the preference model (sec. 4.1).
+
+Where over-optimisation is measured, the artifact holds the policy after some of the rounds too, in
+`snapshots/00002/` and so on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -27,6 +31,16 @@ from cai.training_config import PPOConfig
 from cai.types import Message, Prompt, PromptKind, Rollout, Sample, dump_line, parse_lines
 
 ROLLOUTS = "rollouts.jsonl"
+
+
+def snapshot_rounds(config: PPOConfig) -> tuple[int, ...]:
+    """Rounds after which the policy is kept, the last round apart."""
+    return tuple(range(config.snapshot_every, config.num_iterations, config.snapshot_every))
+
+
+def snapshot_folder(num_rounds: int) -> str:
+    """Where an artifact has the policy after so many rounds."""
+    return f"snapshots/{num_rounds:05d}"
 
 
 def rollout_prompts(
@@ -200,6 +214,24 @@ def _num_not_text(rollouts: bytes) -> int:
     return sum("\ufffd" in rollout.sample.text for rollout in found)
 
 
+def _keeping_snapshots(
+    on_step: Callable[[int, dict[str, float]], None],
+    keep: Callable[[str], None],
+    rounds: Sequence[int],
+) -> Callable[[int, dict[str, float]], None]:
+    """Report a round and keep its policy, before the checkpoint that covers both.
+
+    So a round that a kill cut short keeps the same policy once more, and none is missing.
+    """
+
+    def after_round(done: int, metrics: dict[str, float]) -> None:
+        on_step(done, metrics)
+        if done in rounds:
+            keep(snapshot_folder(done))
+
+    return after_round
+
+
 def policy(
     context: RunContext,
     *,
@@ -208,8 +240,19 @@ def policy(
     prompts: Artifact,
     sl_policy: Artifact,
     preference_model: PreferenceModel,
+    snapshots: Sequence[int],
 ) -> Artifact:
-    """The RL-CAI policy: PPO against the preference model, with a KL penalty to SL-CAI."""
+    """The RL-CAI policy: PPO against the preference model, with a KL penalty to SL-CAI.
+
+    Args:
+        context: The run.
+        model: The policy's base.
+        config: Everything about PPO.
+        prompts: Training prompts.
+        sl_policy: What it starts from, and is held to.
+        preference_model: Scores the rollouts.
+        snapshots: Rounds after which the policy is kept, besides the last (`snapshot_rounds`).
+    """
 
     def run(work: Work) -> None:
         base = context.models.base(model)
@@ -263,7 +306,11 @@ def policy(
                     seed=seed,
                     hardware=context.hardware,
                     work_dir=work.scratch / "checkpoints",
-                    on_step=on_step,
+                    on_step=_keeping_snapshots(
+                        on_step,
+                        lambda name: save(base, tuned, POLICY, work, name=name),
+                        snapshots,
+                    ),
                     on_rollout=sampler.keep,
                     pad_id=base.eos_id,
                     stage="policy",
@@ -278,17 +325,20 @@ def policy(
         if scorer.reader.base.sha256 != base.sha256:
             work.counts["not_text"] = _num_not_text(rollouts)
 
+    section = dataclasses.asdict(config)
+    del section["snapshot_every"], section["select"]  # `snapshots`, and up to what follows
+    kept = {"snapshots": list(snapshots)} if snapshots else {}
     return context.run(
         Stage(
             name="policy",
             version=3,
-            config=config,
+            config=section,
             inputs={
                 "prompts": prompts,
                 "sl_policy": sl_policy,
                 "preference_model": preference_model.artifact,
             },
-            identity=training_identity(model) | preference_model.identity(),
+            identity=training_identity(model) | preference_model.identity() | kept,
             expect={
                 "rollouts": config.num_iterations * config.rollouts_per_iteration,
                 "rounds": config.num_iterations,

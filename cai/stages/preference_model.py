@@ -2,6 +2,7 @@
 
 With several members each has its own random start and order of the pairs. The first one's adapter
 is in the folder `adapter/`, the others' in `adapter_2/` and so on; all of them are on one base.
+`gold_preference_model` is the same stage on the other half of the comparisons (`Half`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from cai import adapters, data, training
 from cai.artifacts import Artifact, Work, digest_of
@@ -29,99 +30,21 @@ from cai.model_config import ModelConfig
 from cai.models import PREFERENCE, BaseModel
 from cai.prompts import criterion_wording
 from cai.scoring import Criteria, Member, Reader, Row, Scorer
-from cai.seeds import derive_seed, python_rng
+from cai.seeds import derive_seed
+from cai.stages.preference_pairs import (
+    Half,
+    ai_pairs,
+    half_of,
+    mixed,
+    principle_pairs,
+    validation_prompts,
+)
 from cai.stages.training import ADAPTER, detached, reported, save, training_identity
 from cai.training_config import PreferenceModelConfig
 from cai.types import Comparison, PreferencePair, PreferencePrediction, Response
 
 VALIDATION = "validation.jsonl"
 SETTING = "phase.preference_model"
-
-
-def ai_pairs(comparisons: Sequence[Comparison]) -> list[PreferencePair]:
-    """Judged comparisons as training pairs; unjudged ones are left out."""
-    return [
-        PreferencePair(
-            messages=c.prompt.messages,
-            response_a=c.response_a,
-            response_b=c.response_b,
-            prob_a=c.prob_a,
-            weight=c.weight,
-            source="ai",
-            principle_ids=c.principle_ids,
-        )
-        for c in comparisons
-        if c.prob_a is not None
-    ]
-
-
-def principle_pairs(comparisons: Sequence[Comparison]) -> list[PreferencePair]:
-    """One training pair for each principle that a comparison was judged under, with its label."""
-    return [
-        PreferencePair(
-            messages=c.prompt.messages,
-            response_a=c.response_a,
-            response_b=c.response_b,
-            prob_a=label.prob_a,
-            weight=label.weight,
-            source="ai",
-            principle_ids=(label.principle_id,),
-        )
-        for c in comparisons
-        for label in c.labels
-    ]
-
-
-def validation_prompts(comparisons: Sequence[Comparison], *, frac: float, seed: int) -> set[str]:
-    """Ids of the prompts whose pairs are held out; at least one when `frac` is above 0."""
-    ids = sorted({c.prompt.id for c in comparisons if c.prob_a is not None})
-    python_rng(seed, "validation").shuffle(ids)
-    num = max(1, round(frac * len(ids))) if frac > 0 and len(ids) > 1 else 0
-    return set(ids[:num])
-
-
-class Weighed(Protocol):
-    """A dataclass of what is learned from."""
-
-    @property
-    def weight(self) -> float:
-        """Its weight in the loss."""
-
-
-W = TypeVar("W", bound=Weighed)
-
-
-def mixed(
-    ai: Sequence[W], human: Sequence[W], *, human_frac: float | None, setting: str
-) -> list[W]:
-    """AI and human comparisons together, weighed so that human ones have their share.
-
-    Both kinds are scaled as a whole; the sum of all weights stays what it is.
-
-    Args:
-        ai: With the weights of their labels.
-        human: The same.
-        human_frac: Share of the summed weight; None leaves the weights alone.
-        setting: The section that `human_frac` is of, for messages.
-
-    Raises:
-        UserError: when a kind is to have a share and has no pair of any weight.
-    """
-    if human_frac is None:
-        return [*ai, *human]
-    total = sum(example.weight for example in (*ai, *human))
-    found: list[W] = []
-    for kind, part, share in (("AI", ai, 1 - human_frac), ("human", human, human_frac)):
-        own = sum(example.weight for example in part)
-        if share > 0 and own == 0:
-            raise UserError(
-                f"{setting}.human_frac={human_frac:g}: there is no {kind} comparison to give a "
-                f"share to. Name some with data.human_comparisons.path=..., or type "
-                f"{setting}.human_frac=null"
-            )
-        scale = share * total / own if own else 0.0
-        found += [dataclasses.replace(e, weight=e.weight * scale) for e in part]
-    return found
 
 
 def _name(first: str, member: int) -> str:
@@ -138,6 +61,8 @@ class PreferenceModel:
     """Its base."""
     config: PreferenceModelConfig
     principles: PrincipleSampling
+    half: Half | None
+    """What of the comparisons it learned from; None: all that were not held out."""
 
     def identity(self) -> dict[str, Any]:
         """What decides its scores, besides the artifact."""
@@ -291,21 +216,30 @@ def _load_pairs(
     *,
     comparisons: Sequence[Comparison],
     human: ComparisonSourceConfig,
+    half: Half | None,
 ) -> _Pairs:
     held_out = validation_prompts(
         comparisons, frac=config.validation_frac, seed=derive_seed(context.seed, "pm")
     )
     ai = _ai_pairs([c for c in comparisons if c.prompt.id not in held_out], config)
     humans = data.load_comparisons(human)
+    if half is not None:
+        own = half_of(
+            [p.messages for p in ai], [p.messages for p in humans], half=half, seed=context.seed
+        )
+        ai = [pair for pair in ai if pair.messages in own]
+        humans = [pair for pair in humans if pair.messages in own]
     kept = [
         _examples(context, reader, pairs, max_length=config.max_length) for pairs in (ai, humans)
     ]
     examples = mixed(kept[0], kept[1], human_frac=config.human_frac, setting=SETTING)
     if not any(example.weight for example in examples):
+        whose = f"preference_model: none of {len(comparisons)} comparisons"
+        if half is not None:
+            whose += f" on the {half} side (phase.gold=true splits them in half by prompt)"
         raise UserError(
-            f"preference_model: none of {len(comparisons)} comparisons has a label to learn from. "
-            "See the counts of the stage comparisons; other seeds or longer "
-            "phase.pairs.sampling.max_new_tokens give other pairs"
+            f"{whose} has a label to learn from. See the counts of the stage comparisons; other "
+            "seeds or longer phase.pairs.sampling.max_new_tokens give other pairs"
         )
     return _Pairs(
         examples=examples,
@@ -321,13 +255,14 @@ def _train_member(
     pairs: _Pairs,
     *,
     member: int,
+    half: Half | None,
     model: ModelConfig,
     config: PreferenceModelConfig,
     work: Work,
     on_step: Callable[[int, dict[str, float]], None],
 ) -> ScoreHead:
     """Add and train one member; its head, not calibrated yet."""
-    seed = _seed(context, member)
+    seed = _seed(context, half, member)
     if member > 0:  # the first one is there
         adapters.add(tuned, model.trained, _name(PREFERENCE, member), seed)
     hidden_size = tuned.get_base_model().config.get_text_config().hidden_size
@@ -344,14 +279,19 @@ def _train_member(
         hardware=context.hardware,
         work_dir=work.scratch / _name("checkpoints", member),
         on_step=lambda step, metrics: on_step(done + step, metrics),
-        stage="preference_model",
+        stage=_stage(half),
     )
     return head
 
 
-def _seed(context: RunContext, member: int) -> int:
+def _stage(half: Half | None) -> str:
+    return "gold_preference_model" if half is Half.gold else "preference_model"
+
+
+def _seed(context: RunContext, half: Half | None, member: int) -> int:
+    """The two halves' models start apart, so that what they share is what the labels say."""
     names = () if member == 0 else (member,)
-    return derive_seed(context.seed, "preference_model", *names)
+    return derive_seed(context.seed, _stage(half), *names)
 
 
 def _num_steps(pairs: _Pairs, config: PreferenceModelConfig) -> int:
@@ -419,17 +359,30 @@ def preference_model(
     pairs: Artifact,
     human: ComparisonSourceConfig,
     num: int,
+    half: Half | None,
 ) -> PreferenceModel:
-    """The preference model on `model`, trained and calibrated."""
+    """The preference model on `model`, trained and calibrated.
+
+    Args:
+        context: The run.
+        model: Its base.
+        config: Everything about its training.
+        principles: How principles are drawn where it reads some and none is given.
+        comparisons: `Comparison` records.
+        pairs: SL-CAI samples that its scores are put on a scale with.
+        human: Comparisons by people.
+        num: AI comparisons, for a plan.
+        half: What it learns from; None: everything that is not held out.
+    """
 
     def run(work: Work) -> None:
         base = context.models.base(model)
         reader = _reader(context, base, config, principles)
         compared = comparisons.records(Comparison)
-        learned = _load_pairs(context, reader, config, comparisons=compared, human=human)
+        learned = _load_pairs(context, reader, config, comparisons=compared, human=human, half=half)
         steps = _num_steps(learned, config) * config.num_members
         tuned = adapters.attach(
-            base.model, model.trained, adapter=PREFERENCE, seed=_seed(context, 0)
+            base.model, model.trained, adapter=PREFERENCE, seed=_seed(context, half, 0)
         )
         with (
             detached(tuned),
@@ -441,6 +394,7 @@ def preference_model(
                     tuned,
                     learned,
                     member=member,
+                    half=half,
                     model=model,
                     config=config,
                     work=work,
@@ -472,6 +426,8 @@ def preference_model(
         "human": dataclasses.asdict(human),
         "human_data": data.source_digest(human, setting="data.human_comparisons"),
     }
+    if half is not None:
+        identity["half"] = str(half)
     if config.condition is Condition.principle:
         identity |= {
             "constitution": context.constitution.digest,
@@ -482,7 +438,7 @@ def preference_model(
     del section["combine"]  # what is made of the members' scores is up to those who use them
     artifact = context.run(
         Stage(
-            name="preference_model",
+            name=_stage(half),
             version=4,
             config=section,
             inputs={"comparisons": comparisons, "pairs": pairs},
@@ -491,4 +447,6 @@ def preference_model(
             run=run,
         )
     )
-    return PreferenceModel(artifact=artifact, model=model, config=config, principles=principles)
+    return PreferenceModel(
+        artifact=artifact, model=model, config=config, principles=principles, half=half
+    )

@@ -112,10 +112,12 @@ def _sampling_stage(
     num_prompts: int,
     per_prompt: int = 1,
     chosen: dict[str, int] | None = None,
+    folder: str | None = None,
 ) -> Artifact:
     """Sample `per_prompt` responses to each chosen prompt of a `prompts` artifact.
 
     `chosen` is for the digest: what decides the choice where it is not all prompts of a kind.
+    `folder` says where the adapter is in its artifact; None: where the trained one is.
     """
 
     def run(work: Work) -> None:
@@ -125,7 +127,7 @@ def _sampling_stage(
             for index in range(per_prompt)
         ]
         base = context.models.base(model)
-        generator = context.models.policy(model, adapter)
+        generator = context.models.policy(model, adapter, folder=folder)
 
         def make(chunk: Sequence[_Request], _advance: Callable[[int], None]) -> list[Response]:
             ids = [base.prompt_ids(request.prompt.messages) for request in chunk]
@@ -172,7 +174,8 @@ def _sampling_stage(
             name=name,
             version=1,
             config={"sampling": dataclasses.asdict(config), "per_prompt": per_prompt}
-            | (chosen or {}),
+            | (chosen or {})
+            | ({"folder": folder} if folder else {}),
             inputs=inputs,
             identity={"model": role_key(model), "policy": policy},
             expect={"responses": num_prompts * per_prompt},
@@ -287,11 +290,13 @@ def responses(
     config: SamplingConfig,
     source: Artifact,
     num: int,
+    name: str = "responses",
+    folder: str | None = None,
 ) -> Artifact:
-    """A policy's responses to held-out prompts."""
+    """A policy's responses to held-out prompts; see `_sampling_stage` for `folder`."""
     return _sampling_stage(
         context,
-        name="responses",
+        name=name,
         policy=policy,
         model=model,
         adapter=adapter,
@@ -299,4 +304,5 @@ def responses(
         source=source,
         choose=lambda: source.records(Prompt, EVALUATION),
         num_prompts=num,
+        folder=folder,
     )

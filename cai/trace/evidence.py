@@ -13,7 +13,7 @@ from cai.config import TraceConfig
 from cai.job import PROGRAM
 from cai.seeds import derive_seed
 from cai.stages.policy import ROLLOUTS
-from cai.stages.preference_model import validation_prompts
+from cai.stages.preference_pairs import Half, half_of, validation_prompts
 from cai.stages.prompt_embeddings import vectors
 from cai.stages.sampling import EVALUATION, TRAIN
 from cai.trace.nearness import centred_cosines, lexical_cosines, prompt_text
@@ -108,11 +108,7 @@ def _neighbours(
 
     learner = run.learner.manifest()["key"]
     compared = run.artifacts["comparisons"].records(Comparison)
-    kept_back = validation_prompts(
-        compared,
-        frac=learner["config"]["validation_frac"],
-        seed=derive_seed(learner["seed"], "pm"),
-    )
+    kept_back = _kept_back(learner, compared)
     chains = {c.prompt: c for c in run.artifacts["revisions"].records(RevisionChain)}
     rollouts = (
         run.artifacts["policy"].records(Rollout, ROLLOUTS) if "policy" in run.artifacts else []
@@ -130,6 +126,20 @@ def _neighbours(
         )
         for row in order
     )
+
+
+def _kept_back(learner: dict[str, Any], compared: Sequence[Comparison]) -> set[str]:
+    """Ids of the prompts whose comparisons were not learned from, by the key of what learned."""
+    held_out = validation_prompts(
+        compared,
+        frac=learner["config"]["validation_frac"],
+        seed=derive_seed(learner["seed"], "pm"),
+    )
+    if (half := learner["identity"].get("half")) is None:
+        return held_out
+    rest = [c.prompt for c in compared if c.prob_a is not None and c.prompt.id not in held_out]
+    own = half_of([prompt.messages for prompt in rest], (), half=Half(half), seed=learner["seed"])
+    return held_out | {prompt.id for prompt in rest if prompt.messages not in own}
 
 
 def _neighbour(

@@ -110,3 +110,51 @@ def _comparison(compared: TracedComparison) -> dict[str, Any]:
         "labels": [dataclasses.asdict(label) for label in one.labels],
         "principle_ids": list(one.principle_ids),
     }
+
+
+def trace_tables(story: TraceStory) -> dict[str, tuple[tuple[str, ...], list[list[object]]]]:
+    """Columns and rows for the mirror: answers, what was near, and the principles behind it."""
+    answers: list[list[object]] = [
+        [one.policy, one.text, one.score, one.refusal, one.asked] for one in story.answers
+    ]
+    labels: list[list[object]] = [
+        [one.before, one.after, one.principle_id, one.prob_after] for one in story.labels
+    ]
+    near: list[list[object]] = [
+        [
+            neighbour.prompt.id,
+            neighbour.prompt.messages[-1].content,
+            neighbour.similarity,
+            neighbour.lexical,
+            one.comparison.response_a,
+            one.comparison.response_b,
+            one.comparison.prob_a,
+            ", ".join(one.comparison.principle_ids),
+            one.learned,
+        ]
+        for neighbour in story.neighbours
+        for one in neighbour.comparisons
+    ]
+    principles: list[list[object]] = [
+        [
+            one.id,
+            one.principle,
+            one.near_share,
+            one.run_share,
+            one.num_comparisons,
+            one.num_revisions,
+        ]
+        for one in story.principles
+    ]
+    asked = (
+        "prompt_id", "prompt", "similarity", "lexical", "response_a", "response_b", "p_a",
+        "principles", "learned",
+    )  # fmt: skip
+    heads = ("principle", "sentence", "near_share", "run_share", "comparisons", "revisions")
+    found = {
+        "trace_answers": (("policy", "response", "score", "refusal", "asked"), answers),
+        "trace_labels": (("before", "after", "principle", "p_after"), labels),
+        "trace_neighbours": (asked, near),
+        "trace_principles": (heads, principles),
+    }
+    return {name: table for name, table in found.items() if table[1]}

@@ -197,13 +197,23 @@ class Asked:
         return self.evaluated[0].response.prompt
 
 
+def _evaluated(run: TracedRun) -> list[Evaluated]:
+    try:
+        return run.artifacts["evaluation"].records(Evaluated)
+    except ValueError as error:
+        raise UserError(
+            f"{run.folder}: its responses were evaluated by another version of cai ({error}). Run "
+            "the command in its manifest.json again, which computes only what changed"
+        ) from error
+
+
 def find_example(run: TracedRun, example: str | None) -> Asked:
     """The evaluated prompt of an id, or a response by `<prompt id>/<policy>`.
 
     Raises:
         UserError: when the run evaluated no such prompt or policy, or several of that id.
     """
-    evaluated = run.artifacts["evaluation"].records(Evaluated)
+    evaluated = _evaluated(run)
     ids = list(dict.fromkeys(e.response.prompt.id for e in evaluated))
     policies = list(dict.fromkeys(e.response.policy for e in evaluated))
     if example is None:

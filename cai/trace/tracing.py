@@ -30,7 +30,7 @@ from cai.phases import trace as phase
 from cai.plan import plan_text
 from cai.report import write_report
 from cai.story import Headline, RunStory, StageStory, sample_anchor
-from cai.trace.record import FILE, trace_metrics, trace_record
+from cai.trace.record import FILE, trace_metrics, trace_record, trace_tables
 from cai.trace.story import NEARNESS, TraceStory
 from cai.trace.text import terminal_trace
 from cai.trace.traced import Asked, TracedRun
@@ -85,6 +85,8 @@ def trace(config: Config, job: Job, run: TracedRun, asked: Asked) -> None:
         metrics = trace_metrics(found) | {"run/seconds": told.headline.seconds}
         _write(run_dir / "metrics.json", metrics)
         tracker.summary(metrics)
+        for name, (columns, rows) in trace_tables(found).items():
+            tracker.table(name, columns, rows)
         write_atomically(run_dir / "config.yaml", told.config_text.encode("utf-8"))
         print(terminal_trace(found, run_dir=run_dir, encoding=sys.stdout.encoding), flush=True)
         status = "done"

@@ -18,6 +18,7 @@ from cai.audit_config import AuditConfig, LintConfig
 from cai.choices import FailOn
 from cai.constitution import Constitution
 from cai.job import Job
+from cai.tracking import MemoryTracker
 from cai.types import Comparison, FeedbackCheck, Unjudged
 from tests.audit.measured_cases import answer, pairs_of
 
@@ -197,8 +198,35 @@ def test_record_metrics_and_tables_are_plain_and_finite(medical: Constitution) -
     assert record["labels"][4]["prob_a"][medical.principles[1].id] is None
     assert record["conflicts"][0]["pairs"][0]["pair"] == "p0-0"
     assert all(math.isfinite(value) for value in measured_metrics(found).values())
-    for columns, rows in measured_tables(found).values():
+    tables = measured_tables(found)
+    tracker = MemoryTracker()
+    for name, (columns, rows) in tables.items():
         assert all(len(row) == len(columns) for row in rows)
+        tracker.table(name, columns, rows)
+    assert set(tracker.tables) == {
+        "audit_principles", "audit_labels", "audit_conflicts", "audit_conflict_matrix",
+        "audit_flips",
+    }  # fmt: skip
+
+
+def test_tables_hold_the_whole_conflict_matrix_and_every_predicted_flip(
+    medical: Constitution,
+) -> None:
+    found = measured(medical)
+    tables = measured_tables(found)
+    shares = {(first, second): share for first, second, share in tables["audit_conflict_matrix"][1]}
+    ids = [p.id for p in found.principles]
+    for row, first in enumerate(ids):
+        for column, second in enumerate(ids):
+            share = found.conflict_shares[row, column]
+            assert shares.get((first, second)) == (
+                share if row != column and math.isfinite(share) else None
+            )
+    flips = tables["audit_flips"][1]
+    assert len(flips) == sum(len(one.effect.flips) for one in found.left_out) > 0
+    assert {row[0] for row in flips} == {"without"}
+    for _, _, _, before, after in flips:
+        assert (before > 0.5) != (after > 0.5)
 
 
 def test_the_command_keeps_what_training_knows(medical: Constitution) -> None:

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
+from cai.agreement import cohen_kappa
 from cai.feedback.measures import (
-    cohen_kappa,
     flip_rate,
     flips_with_order,
     measure,

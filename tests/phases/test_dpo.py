@@ -9,7 +9,8 @@ import pytest
 
 from cai.seeds import derive_seed
 from cai.stages.dpo import labelled_pairs
-from cai.stages.preference_model import VALIDATION, validation_prompts
+from cai.stages.preference_model import VALIDATION
+from cai.stages.preference_pairs import validation_prompts
 from cai.types import Comparison, PreferencePrediction, Response, parse_lines
 from tests.runs import Finished, artifact_bytes, run, tiny_arguments
 
@@ -29,10 +30,16 @@ OWN = [
     "dpo_policy",
     "responses",
     "likelihoods",
+    "base_likelihoods",
+    "capability",
     "evaluation",
+    "contrast_prompts",
+    "contrast_responses",
+    "over_refusal",
     "principle_scores",
     "controls",
     "control_comparisons",
+    "matches",
 ]
 
 
@@ -211,7 +218,11 @@ def test_another_loss_re_runs_the_policy_alone(
         "dpo_policy",
         "responses",
         "likelihoods",
+        "base_likelihoods",
+        "capability",
         "evaluation",
+        "contrast_responses",
+        "over_refusal",
         "principle_scores",
     }
     assert other.statuses()["principle_scores"] == ["reused", "computed"]

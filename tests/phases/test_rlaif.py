@@ -26,10 +26,16 @@ STAGES = [
     "policy",
     "responses",
     "likelihoods",
+    "base_likelihoods",
+    "capability",
     "evaluation",
+    "contrast_prompts",
+    "contrast_responses",
+    "over_refusal",
     "principle_scores",
     "controls",
     "control_comparisons",
+    "matches",
 ]
 
 
@@ -90,6 +96,11 @@ def test_metrics_are_flat_finite_numbers(whole: Finished) -> None:
         "preference_model/ece",
         "preference_model/brier",
         "eval/rl_cai/red_team/refusal_rate",
+        "eval/rl_cai/benign/partial_rate_high",
+        "eval/base/helpfulness/alternative_rate",
+        "eval/rl_cai/contrast/over_refusal_rate",
+        "eval/base/contrast/harmful_refusal_rate",
+        "eval/base/contrast/discrimination_low",
         "eval/base/likelihood_accuracy",
         "critique/vs_uncritiqued",
         "critique/vs_resampled_low",
@@ -175,7 +186,7 @@ def test_a_plan_says_what_is_reused_and_runs_nothing(
     assert artifact_bytes(whole.folder) == before
     fresh = run(tmp_path, *tiny_arguments(tiny_folder), "plan=true")
     assert fresh.code == 0, fresh.output
-    assert "23 of 23 stages would be computed" in fresh.output
+    assert "34 of 34 stages would be computed" in fresh.output
     assert not (tmp_path / "outputs").exists()
 
 
@@ -199,6 +210,7 @@ KILLS = [
     "principle_scores:shard=2",
     "controls:shard=1",
     "control_comparisons:shard=1",
+    "matches:shard=1",
 ]
 
 
@@ -273,7 +285,17 @@ def test_a_multirun_gives_separate_runs_that_share_their_stages(
     first, second = (json.loads(path.read_text()) for path in manifests)
     assert {stage["status"] for stage in first["stages"]} == {"reused"}
     computed = [s["stage"] for s in second["stages"] if s["status"] == "computed"]
-    assert computed == ["policy", "responses", "likelihoods", "evaluation", "principle_scores"]
+    assert computed == [
+        "policy",
+        "responses",
+        "likelihoods",
+        "base_likelihoods",
+        "capability",
+        "evaluation",
+        "contrast_responses",
+        "over_refusal",
+        "principle_scores",
+    ]
 
 
 def test_human_comparisons_are_mixed_in_when_given(

@@ -24,7 +24,7 @@ def test_phase_1_ends_with_a_policy_and_phase_2_reuses_it(
 ) -> None:
     first = run(tmp_path, *tiny_arguments(tiny_folder, "sl_cai"))
     assert first.code == 0, first.output
-    assert list(first.statuses())[-1] == "control_comparisons"
+    assert list(first.statuses())[-1] == "matches"
     assert "policy" not in first.statuses()
     second = run(tmp_path, *tiny_arguments(tiny_folder, "rlaif"))
     assert second.code == 0, second.output

@@ -92,6 +92,16 @@ def test_everything_that_it_tells_is_in_the_artifacts(whole: Finished, trace: Fi
         assert one["num_rollouts"] == sum(r.prompt == prompt for r in rollouts)
         assert len(one["rollouts"]) == min(2, one["num_rollouts"])
         assert len(one["revisions"]) == (2 if prompt.kind == "red_team" else 0)
+    tables = {
+        path.stem: json.loads(path.read_text()) for path in own_folder(trace).glob("tables/*")
+    }
+    assert set(tables) == {
+        "trace_answers", "trace_labels", "trace_neighbours", "trace_principles"
+    }  # fmt: skip
+    assert len(tables["trace_neighbours"]["rows"]) == sum(len(n["comparisons"]) for n in near)
+    assert [row[0] for row in tables["trace_principles"]["rows"]] == [
+        row["id"] for row in told["principles"]
+    ]
     shares = [row["near_share"] for row in told["principles"]]
     if shares[0] is not None:
         assert sum(shares) == pytest.approx(1)

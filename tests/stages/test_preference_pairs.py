@@ -2,7 +2,7 @@ import pytest
 
 from cai.errors import UserError
 from cai.loaders import PairExample
-from cai.stages.preference_model import ai_pairs, mixed, principle_pairs, validation_prompts
+from cai.stages.preference_pairs import ai_pairs, mixed, principle_pairs, validation_prompts
 from cai.types import Comparison, Message, PrincipleLabel, Prompt, PromptKind, Split, Unjudged
 
 
