@@ -16,7 +16,6 @@ from cai.engines import Engine
 from cai.feedback.base import Case, Method
 from cai.feedback.build import reader_of
 from cai.feedback.multiple_choice import MultipleChoice
-from cai.feedback.probe import Scaling
 from cai.feedback.tuned import Probe, Tuned
 from cai.feedback_config import FeedbackConfig, MultipleChoiceConfig, TunedConfig
 from cai.models import BaseModel
@@ -107,20 +106,11 @@ def tuned(base: BaseModel) -> Method:
     reader = reader_of(base, config)
     width = base.model.config.hidden_size
 
-    def scaling(size: int) -> Scaling:
-        return Scaling(mean=torch.zeros(size).double(), std=torch.ones(size).double())
-
-    responses = 2 * len(reader.layers) * width
     probe = Probe(
-        differences=torch.randn(TRAINED_ON, responses).double(),
-        contexts=torch.randn(TRAINED_ON, width).double(),
+        differences=torch.randn(TRAINED_ON, len(reader.layers) * width).double(),
         principles=torch.randn(TRAINED_ON, width).double(),
         alphas=torch.randn(config.num_folds + 1, TRAINED_ON).double(),
         scale=1.0,
-        response_scaling=scaling(responses),
-        context_scaling=scaling(width),
-        principle_scaling=scaling(width),
-        by_context=config.by_context,
         by_principle=config.by_principle,
         folds={},
     )
