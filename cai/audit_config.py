@@ -52,8 +52,9 @@ class AuditConfig:
     """Folder of a finished run whose `pairs` are labelled; null: sampled from `model`."""
     threshold: float
     """|P(a preferred) - 1/2| above which a label counts as an opinion."""
-    wordings: bool
-    """Ask every question in other words, too, and the opposite: four more questions for each."""
+    num_wording_pairs: int
+    """So many of the pairs, the first ones, are asked about in other words and in the opposite,
+    too: four more questions per principle. 0: none."""
     num_bootstrap: int
     """Resamples for confidence intervals of means."""
     fail_on: FailOn
@@ -61,6 +62,6 @@ class AuditConfig:
     lint: LintConfig
 
     def __post_init__(self) -> None:
-        not_negative(self, "num_pairs")
+        not_negative(self, "num_pairs", "num_wording_pairs")
         positive(self, "num_bootstrap")
         check(0 <= self.threshold < 0.5, f"threshold must be in [0, 0.5), not {self.threshold}")

@@ -57,7 +57,7 @@ class VersionLabels:
     """The same tests, each under another principle; empty where there is no other."""
     pairs: tuple[PairLabels, ...]
     wordings: tuple[PairLabels, ...]
-    """The same pairs in other wordings; empty when those were not asked."""
+    """The first of the same pairs in other wordings; empty when those were not asked."""
 
     @property
     def ids(self) -> list[str]:
@@ -248,6 +248,7 @@ def _principles(
         plain = labels[:, place]
         paraphrases = _wordings(version, principle.id, Framing.paraphrase)
         negations = _wordings(version, principle.id, Framing.negation)
+        worded = plain[: len(paraphrases)]
         spoken = {version.pairs[row].prompt.id for row in np.flatnonzero(heard[:, place])}
         yield PrincipleMeasures(
             id=principle.id,
@@ -255,8 +256,8 @@ def _principles(
             relevance=diagnostics.relevance(plain, threshold),
             decisiveness=diagnostics.decisiveness(plain, bootstrap),
             order_consistency=_order_consistency(version.pairs, principle.id),
-            paraphrase_consistency=diagnostics.consistency(plain, paraphrases, threshold),
-            negation_flip_rate=diagnostics.flip_rate(plain, negations, threshold),
+            paraphrase_consistency=diagnostics.consistency(worded, paraphrases, threshold),
+            negation_flip_rate=diagnostics.flip_rate(worded, negations, threshold),
             num_prompts=len(spoken),
             agreement=wilson_interval(
                 int(found.same[place, others].sum()), int(found.speak[place, others].sum())
@@ -265,9 +266,9 @@ def _principles(
 
 
 def _wordings(version: VersionLabels, principle_id: str, framing: Framing) -> np.ndarray:
-    """(pairs, wordings) of one principle; NaN without a label, no column when none was asked."""
+    """(pairs asked so, wordings) of one principle; NaN without a label."""
     if not version.wordings:
-        return np.empty((len(version.pairs), 0))
+        return np.empty((0, 0))
     return np.array(
         [
             [

@@ -113,11 +113,13 @@ def run(
         _make_models(config)
         context = session.open_context(config, job, inputs.constitution, tracker)
         pairs, num = _pairs(config, context)
-        version = _version(config, context, pairs, num=num, wordings=config.audit.wordings)
+        version = _version(
+            config, context, pairs, num=num, num_worded=config.audit.num_wording_pairs
+        )
         before = None
         if inputs.compared is not None:
             other = dataclasses.replace(context, constitution=inputs.compared)
-            before = _version(config, other, pairs, num=num, wordings=False)
+            before = _version(config, other, pairs, num=num, num_worded=0)
         measured = measure(
             _labels(version, config.constitution.sampling),
             before=_labels(before, config.constitution.sampling) if before else None,
@@ -157,10 +159,10 @@ def plan(config: Config, job: Job, inputs: Inputs) -> str:
     _make_models(config)
     context = session.open_context(config, job, inputs.constitution, MemoryTracker())
     pairs, num = _pairs(config, context)
-    _version(config, context, pairs, num=num, wordings=config.audit.wordings)
+    _version(config, context, pairs, num=num, num_worded=config.audit.num_wording_pairs)
     if inputs.compared is not None:
         other = dataclasses.replace(context, constitution=inputs.compared)
-        _version(config, other, pairs, num=num, wordings=False)
+        _version(config, other, pairs, num=num, num_worded=0)
     return plan_text(context)
 
 
@@ -199,7 +201,7 @@ def _phase(config: Config) -> AuditPhaseConfig:
 
 
 def _version(
-    config: Config, context: RunContext, pairs: Artifact, *, num: int, wordings: bool
+    config: Config, context: RunContext, pairs: Artifact, *, num: int, num_worded: int
 ) -> _Version:
     inputs = sl_cai.Inputs(
         model=config.model,
@@ -216,7 +218,9 @@ def _version(
         swapped = feedback_check(context, judge=judge, labelled=_swapped(context)).artifact
     judge = judge.measured(checked)
     labelled = stages.labels(context, judge=judge, pairs=pairs, num=num)
-    others = stages.other_wordings(context, judge=judge, pairs=pairs, num=num) if wordings else None
+    others = None
+    if num_worded:
+        others = stages.other_wordings(context, judge=judge, pairs=pairs, num=min(num, num_worded))
     return _Version(
         constitution=context.constitution,
         check=checked.artifact,

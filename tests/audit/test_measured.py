@@ -35,7 +35,7 @@ def settings() -> AuditConfig:
         length_accuracy=0.6, test_length_ratio=2.0,
     )  # fmt: skip
     return AuditConfig(
-        compare_with=None, num_pairs=5, pairs_from=None, threshold=0.1, wordings=True,
+        compare_with=None, num_pairs=5, pairs_from=None, threshold=0.1, num_wording_pairs=5,
         num_bootstrap=100, fail_on=FailOn.never, lint=lint,
     )  # fmt: skip
 

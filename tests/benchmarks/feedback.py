@@ -24,7 +24,7 @@ from cai.types import Message
 
 PAIRS = 8
 """One shard of the stage `feedback_check`."""
-TRAINED_ON = 940
+TRAINED_ON = 2550
 """Rows of the probe's kernel: about as many pairs train the default probe."""
 
 

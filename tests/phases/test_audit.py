@@ -202,7 +202,7 @@ def test_tuned_feedback_has_no_orders_and_a_document_without_principles_has_no_r
     tiny_folder: Path, documents: tuple[Path, Path], tmp_path: Path
 ) -> None:
     _, new = documents
-    tuned = [*arguments(tiny_folder, new), "feedback=tuned", "audit.wordings=false"]
+    tuned = [*arguments(tiny_folder, new), "feedback=tuned", "audit.num_wording_pairs=0"]
     finished = run(tmp_path, *tuned)
     assert finished.code == 0, finished.output
     for one in audit_of(finished)["measured"]["principles"]:
