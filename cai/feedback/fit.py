@@ -6,6 +6,10 @@ may say little about it. A pair that is labelled twice, under questions that it 
 says nothing about what is better in general and always counts. Every candidate weight is tried by
 cross-validation, and the probe that judges a fold has the weight that was best on the tests of the
 other folds.
+
+Calibration is by held-out pairs that were labelled by their question: the tests, and the pairs with
+two labels. The tests alone are so clearly written that a probe calibrated on them is as good as
+certain of everything.
 """
 
 from __future__ import annotations
@@ -69,7 +73,8 @@ def fit(examples: Examples, config: TunedConfig) -> Fit:
     chosen = [_best(losses, without=fold) for fold in (*range(config.num_folds), None)]
     alphas = torch.stack([candidates[best][row] for row, best in enumerate(chosen)])
     margins = (alphas[folds] * kernel).sum(1)
-    scale = calibrate(margins[examples.is_test] if examples.is_test.any() else margins)
+    by_question = ~examples.is_general
+    scale = calibrate(margins[by_question] if by_question.any() else margins)
     probe = Probe(
         differences=examples.differences,
         principles=examples.principles,
