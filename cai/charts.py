@@ -1,77 +1,26 @@
-"""Charts as inline SVG: no script, no outside reference, the same bytes for the same numbers.
-
-matplotlib draws them; `_inline` then makes the SVG fit a page: namespaces, metadata and style sheet
-go, every id gets the chart's own prefix, and the four stand-in colours become CSS variables, so
-that one drawing serves light and dark pages. Text stays text (`svg.fonttype: none`): it scales,
-can be searched, and is 10 kB a chart smaller than outlines. It is never parsed as mathematics:
-labels may come from anywhere.
-
-Drawn 330 units wide with text of 11.5, which a phone shows at 10 pixels.
-"""
+"""The kinds of charts that reports are made of, with the values that their points stand for."""
 
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from cai.compare.story import CurveGroup, OverlaidCurves
+from cai.drawing import INK, PAPER, SERIES, Chart, ChartTable, Mark, svg_of
 from cai.statistics import CalibrationBin, Estimate, fixed
 from cai.story import Curve, Series, number, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 330
-"""Points; the viewBox of every chart."""
+MAX_MARKS = 200
+"""Points of a line whose values can be asked for."""
 NUMBERED = 14
 """Rows of a heat map up to which a number fits into a cell."""
 
-# Stand-ins that matplotlib draws with, and the CSS variables they become.
-_INK, _GRID, _PAPER = "#010101", "#020202", "#030303"
-_SERIES = ("#040404", "#050505", "#060606", "#070707")
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _GRID: "var(--line)",
-    _PAPER: "var(--paper)",
-} | {colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES, start=1)}
 _DASHES = ("-", "--", ":", "-.")
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cai",
-    "text.parse_math": False,
-    "axes.unicode_minus": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 11.5,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """A drawing and the words that stand for it."""
-
-    svg: str
-    """Safe to put into a page as it is."""
-    alternative: str
-    """What a reader who cannot see it is told; plain text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +53,7 @@ def line_chart(curve: Curve, *, key: str) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        for item, colour, dash in zip(series, _cycle(_SERIES), _cycle(_DASHES), strict=False):
+        for item, colour, dash in zip(series, _cycle(SERIES), _cycle(_DASHES), strict=False):
             x, y = zip(*item.points, strict=True)
             marker = "o" if len(item.points) <= 12 else ""
             axes.plot(
@@ -113,7 +62,7 @@ def line_chart(curve: Curve, *, key: str) -> Chart | None:
             for place, (low, high) in zip(x, item.intervals, strict=False):
                 axes.plot([place, place], [low, high], color=colour, linewidth=1)
         for place, what in curve.marks:
-            axes.axvline(place, linestyle=":", color=_INK, linewidth=1)
+            axes.axvline(place, linestyle=":", color=INK, linewidth=1)
             where = (place, axes.get_ylim()[0])
             axes.annotate(what, where, xytext=(4, 3), textcoords="offset points", fontsize=9)
         if len(series) > 1:
@@ -124,7 +73,13 @@ def line_chart(curve: Curve, *, key: str) -> Chart | None:
 
     told = [_tell(item, curve.x_label) for item in series]
     alternative = f"Line chart of {curve.title} ({curve.y_label}). {' '.join(told)}"
-    return Chart(svg=_svg(draw, key=key, alternative=alternative), alternative=alternative)
+    return Chart(
+        svg=svg_of(
+            draw, key=key, alternative=alternative, marks=_line_marks(series, curve.x_label)
+        ),
+        alternative=alternative,
+        table=_line_table(series, curve),
+    )
 
 
 def overlay_chart(curves: OverlaidCurves, *, key: str) -> Chart | None:
@@ -136,7 +91,7 @@ def overlay_chart(curves: OverlaidCurves, *, key: str) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        looks = zip(curves.groups, _cycle(_SERIES), _cycle(_DASHES), strict=False)
+        looks = zip(curves.groups, _cycle(SERIES), _cycle(_DASHES), strict=False)
         for group, colour, dash in looks:
             mean = _mean_line(group)
             for line in group.lines:
@@ -159,7 +114,40 @@ def overlay_chart(curves: OverlaidCurves, *, key: str) -> Chart | None:
         for group in curves.groups
     ]
     alternative = f"Lines of {curves.title} ({curves.y_label}), by group. {' '.join(told)}"
-    return Chart(svg=_svg(draw, key=key, alternative=alternative), alternative=alternative)
+    means = [Series(name=group.name, points=_mean_line(group) or ()) for group in curves.groups]
+    return Chart(
+        svg=svg_of(
+            draw, key=key, alternative=alternative, marks=_line_marks(means, curves.x_label)
+        ),
+        alternative=alternative,
+        table=None,
+    )
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MAX_MARKS` of a line's points, evenly, the last among them."""
+    every = -(-len(points) // MAX_MARKS)
+    return [*points[::-1][:: max(every, 1)]][::-1]
+
+
+def _line_marks(series: Sequence[Series], x_label: str) -> list[Mark]:
+    return [
+        Mark(x=x, y=y, told=f"{item.name}: {number(y)} at {x_label} {number(x)}")
+        for item in series
+        for x, y in _thinned(item.points)
+    ]
+
+
+def _line_table(series: Sequence[Series], curve: Curve) -> ChartTable:
+    found = [dict(_thinned(item.points)) for item in series]
+    steps = sorted({x for points in found for x in points})
+    return ChartTable(
+        columns=(curve.x_label, *(f"{item.name} ({curve.y_label})" for item in series)),
+        rows=tuple(
+            (number(x), *(number(points[x]) if x in points else "" for points in found))
+            for x in steps
+        ),
+    )
 
 
 def _mean_line(group: CurveGroup) -> tuple[tuple[float, float], ...] | None:
@@ -181,14 +169,14 @@ def calibration_chart(
 
     def draw(axes: Axes) -> None:
         low = min(item.low for item in bins)
-        axes.plot([low, 1], [low, 1], ":", color=_INK, linewidth=1)
+        axes.plot([low, 1], [low, 1], ":", color=INK, linewidth=1)
         x = [item.mean_probability for item in bins]
         y = [item.outcome.value for item in bins]
         spread = [
             [item.outcome.value - item.outcome.low for item in bins],
             [item.outcome.high - item.outcome.value for item in bins],
         ]
-        axes.errorbar(x, y, yerr=spread, fmt="o", color=_SERIES[0], capsize=3)
+        axes.errorbar(x, y, yerr=spread, fmt="o", color=SERIES[0], capsize=3)
         for item in bins:
             axes.annotate(
                 str(item.outcome.num),
@@ -207,7 +195,31 @@ def calibration_chart(
         for item in bins
     )
     alternative = f"Reliability diagram, {x_label} against {y_label}. {told}."
-    return Chart(svg=_svg(draw, key=key, alternative=alternative), alternative=alternative)
+    marks = [
+        Mark(
+            x=item.mean_probability,
+            y=item.outcome.value,
+            told=f"stated {item.mean_probability:.2f}, observed {item.outcome.format()}",
+        )
+        for item in bins
+    ]
+    table = ChartTable(
+        columns=("from", "to", x_label, y_label),
+        rows=tuple(
+            (
+                f"{item.low:.1f}",
+                f"{item.high:.1f}",
+                f"{item.mean_probability:.2f}",
+                item.outcome.format(),
+            )
+            for item in bins
+        ),
+    )
+    return Chart(
+        svg=svg_of(draw, key=key, alternative=alternative, marks=marks),
+        alternative=alternative,
+        table=table,
+    )
 
 
 def histogram(values: Sequence[float], *, key: str, x_label: str, y_label: str) -> Chart | None:
@@ -220,8 +232,8 @@ def histogram(values: Sequence[float], *, key: str, x_label: str, y_label: str) 
 
     def draw(axes: Axes) -> None:
         edges = [i / 20 for i in range(20)]
-        axes.bar(edges, counts, width=0.05, align="edge", color=_SERIES[0], edgecolor=_PAPER)
-        axes.axvline(0.5, linestyle=":", color=_INK, linewidth=1)
+        axes.bar(edges, counts, width=0.05, align="edge", color=SERIES[0], edgecolor=PAPER)
+        axes.axvline(0.5, linestyle=":", color=INK, linewidth=1)
         axes.set_xlim(0, 1)
         _name(axes, x_label, y_label)
         axes.yaxis.get_major_locator().set_params(integer=True)
@@ -231,7 +243,20 @@ def histogram(values: Sequence[float], *, key: str, x_label: str, y_label: str) 
         f"{i / 20:.2f} to {(i + 1) / 20:.2f}: {count}" for i, count in enumerate(counts) if count
     )
     alternative = f"Histogram of {len(values)} values, {x_label}. {told}."
-    return Chart(svg=_svg(draw, key=key, alternative=alternative), alternative=alternative)
+    marks = [
+        Mark(x=i / 20 + 0.025, y=count, told=f"{i / 20:.2f} to {(i + 1) / 20:.2f}: {count}")
+        for i, count in enumerate(counts)
+        if count
+    ]
+    table = ChartTable(
+        columns=("from", "to", y_label),
+        rows=tuple((f"{i / 20:.2f}", f"{(i + 1) / 20:.2f}", str(n)) for i, n in enumerate(counts)),
+    )
+    return Chart(
+        svg=svg_of(draw, key=key, alternative=alternative, marks=marks),
+        alternative=alternative,
+        table=table,
+    )
 
 
 def interval_chart(
@@ -258,10 +283,10 @@ def interval_chart(
     def draw(axes: Axes) -> None:
         for place, row in enumerate(rows):
             estimate = row.estimate
-            axes.plot([estimate.low, estimate.high], [place, place], color=_SERIES[0])
-            axes.plot([estimate.value], [place], "o", color=_SERIES[0], markersize=5)
+            axes.plot([estimate.low, estimate.high], [place, place], color=SERIES[0])
+            axes.plot([estimate.value], [place], "o", color=SERIES[0], markersize=5)
         if reference is not None:
-            axes.axvline(reference, linestyle=":", color=_INK, linewidth=1)
+            axes.axvline(reference, linestyle=":", color=INK, linewidth=1)
         axes.set_yticks(range(len(rows)), names, fontsize=10)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         if limits is not None:
@@ -271,9 +296,16 @@ def interval_chart(
 
     told = "; ".join(f"{row.name}: {row.estimate.format()}" for row in rows)
     alternative = f"{x_label}. {told}."
+    marks = [
+        Mark(x=row.estimate.value, y=place, told=f"{row.name}: {row.estimate.format()}")
+        for place, row in enumerate(rows)
+    ]
     height = 70 + 19 * len(rows)
-    svg = _svg(draw, key=key, alternative=alternative, height=height)
-    return Chart(svg=svg, alternative=alternative)
+    svg = svg_of(draw, key=key, alternative=alternative, height=height, marks=marks)
+    table = ChartTable(
+        columns=("", x_label), rows=tuple((row.name, row.estimate.format()) for row in rows)
+    )
+    return Chart(svg=svg, alternative=alternative, table=table)
 
 
 def heat_map(
@@ -306,7 +338,7 @@ def heat_map(
         for row, column, value in cells:
             corner = (column - 0.5, row - 0.5)
             shade = 0.65 * value / top
-            axes.add_patch(Rectangle(corner, 1, 1, facecolor=_SERIES[1], alpha=shade, linewidth=0))
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=SERIES[1], alpha=shade, linewidth=0))
             if len(names) <= NUMBERED and value > 0:
                 text = f"{value:.2f}".removeprefix("0")
                 axes.text(column, row, text, ha="center", va="center", fontsize=7)
@@ -322,7 +354,7 @@ def heat_map(
         f"{names[row]} and {names[column]}: {value:.2f}" for row, column, value in largest
     )
     alternative = f"{told}. The largest: {pairs}."
-    svg = _svg(draw, key=key, alternative=alternative, height=60 + 13.5 * len(names))
+    svg = svg_of(draw, key=key, alternative=alternative, height=60 + 13.5 * len(names))
     return Chart(svg=svg, alternative=alternative)
 
 
@@ -364,12 +396,12 @@ def signed_map(
         for row, column, cell in placed:
             corner = (column - 0.5, row - 0.5)
             if cell.real:
-                colour = _SERIES[0] if cell.value > 0 else _SERIES[1]
+                colour = SERIES[0] if cell.value > 0 else SERIES[1]
                 shade = 0.15 + 0.4 * abs(cell.value) / top
                 axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, alpha=shade, linewidth=0))
             if rows[row] == columns[column]:
                 inner = (column - 0.46, row - 0.46)
-                frame = Rectangle(inner, 0.92, 0.92, fill=False, edgecolor=_INK, linewidth=1.2)
+                frame = Rectangle(inner, 0.92, 0.92, fill=False, edgecolor=INK, linewidth=1.2)
                 axes.add_patch(frame)
             text = _signed(cell.value, digits) + ("*" if cell.real else "")
             axes.text(column, row, text, ha="center", va="center", fontsize=10)
@@ -387,7 +419,7 @@ def signed_map(
         for row, column, cell in placed
     )
     alternative = f"{told}. {lines}."
-    svg = _svg(draw, key=key, alternative=alternative, height=60 + 34 * len(rows))
+    svg = svg_of(draw, key=key, alternative=alternative, height=60 + 34 * len(rows))
     return Chart(svg=svg, alternative=alternative)
 
 
@@ -442,47 +474,5 @@ def drawn(
     draw: Callable[[Axes, Sequence[str]], None], *, key: str, alternative: str, height: float
 ) -> Chart:
     """A chart that is drawn elsewhere, on the axes and with the colours that it is given."""
-    svg = _svg(lambda axes: draw(axes, _SERIES), key=key, alternative=alternative, height=height)
+    svg = svg_of(lambda axes: draw(axes, SERIES), key=key, alternative=alternative, height=height)
     return Chart(svg=svg, alternative=alternative)
-
-
-def _svg(draw: Callable[[Axes], None], *, key: str, alternative: str, height: float = 215) -> str:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A glyph that DejaVu lacks is only measured wrongly; the browser has the font.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        draw(axes)
-        out = StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(out, metadata=nothing)
-    return _inline(out.getvalue(), key=key, alternative=alternative)
-
-
-def _inline(svg: str, *, key: str, alternative: str) -> str:
-    assert re.fullmatch(r"[a-z0-9-]+", key)
-    body = svg[svg.index("<svg") :]
-    body = body[body.index(">") + 1 :]
-    box = re.search(r'viewBox="([\d. ]+)"', svg)
-    assert box is not None
-    body = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r' id="', f' id="{key}-', body)
-    body = re.sub(r'xlink:href="#', f'href="#{key}-', body)
-    body = body.replace("url(#", f"url(#{key}-").replace("'DejaVu Sans'", "inherit")
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, variable)
-    body = re.sub(r"\n\s*", "\n", body)
-    name = _escape(visible(alternative))
-    return f'<svg viewBox="{box[1]}" role="img" aria-label="{name}">{body}'
-
-
-def _escape(text: str) -> str:
-    quoted = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return quoted.replace('"', "&quot;").replace("'", "&#x27;")

@@ -1,9 +1,11 @@
 """`report.html`: the run's story on one page that needs nothing else.
 
-One file, no script, no outside resource, and a content policy that forbids both, since most of its
-text was written by models and strangers. Text is made legible (`visible`), then escaped (Jinja
-autoescape), in one place: the environment's `finalize`. The only markup that passes is what
-`charts` made. Sections whose part of the story is missing are left out.
+One file without any outside resource. Most of its text was written by models and strangers: it is
+made legible (`visible`), then escaped (Jinja autoescape), in one place, the environment's
+`finalize`. The only markup that passes is what `charts` and `lineage` made, and one script of ours
+(`report.js`: filters, word differences, values of charts), which a content policy names by its
+hash and beside which it allows none; it handles text as text only, and the page is whole without
+it. Sections whose part of the story is missing are left out.
 
 Revisions are shown with word differences. Very long texts are cut with a count of what
 is left out, so that one runaway response does not bury the page.
@@ -11,9 +13,12 @@ is left out, so that one runaway response does not bury the page.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
+import hashlib
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +33,15 @@ from cai.feedback.measures import Group, Measures
 from cai.figures import figures_of
 from cai.findings import findings, key_metrics
 from cai.goodhart_story import told as told_goodhart
+from cai.lineage import lineage_chart
+from cai.model_card import card_parts
 from cai.preference_measures import PreferenceMeasures
 from cai.statistics import Estimate
 from cai.story import (
     ConstitutionStory,
     DPOStory,
     EvaluationStory,
+    Example,
     FeedbackStory,
     PreferenceModelStory,
     RunStory,
@@ -129,6 +137,11 @@ def render_report(story: RunStory) -> str:
             outcome_names=_outcome_names(story),
             chains=_chains(story),
             anchors=_anchors(story),
+            changes=[_change(example) for example in story.examples],
+            lineage=lineage_chart(story.stages),
+            card=card_parts(story),
+            script=_script(),
+            script_hash=_script_hash(),
             charts=figures_of(story),
             feedback=_feedback_view(story.feedback),
             preference_rows=_preference_rows(story.preference_model),
@@ -168,6 +181,20 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+@functools.cache
+def _script() -> Markup:
+    """The page's script, between new lines that belong to it and to its hash."""
+    text = (Path(__file__).parent / "templates" / "report.js").read_text("utf-8")
+    assert "</script" not in text.lower()
+    return Markup(f"\n{text}")
+
+
+def _script_hash() -> str:
+    """What a content policy calls the script by."""
+    digest = hashlib.sha256(str(_script()).encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+
+
 def _finalize(value: object) -> object:
     """The one gate that every printed value passes before it is escaped."""
     assert value is not None, "the template prints a missing value"
@@ -203,12 +230,13 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
         (story.ppo, "ppo", "Reinforcement learning"),
         (story.goodhart, "goodhart", "Over-optimisation"),
         (story.attribution, "attribution", "What each principle did"),
-        (story.examples, "examples", "Before and after"),
+        (story.examples or story.training, "examples", "Samples"),
         (story.evaluation, "evaluation", "Evaluation"),
         (story.elo, "elo", "Win rates and Elo"),
         (has_principles, "principles", "Results by principle"),
-        (story.stages, "stages", "Stages"),
+        (story.stages, "stages", "Stages and lineage"),
         (story.limits, "limits", "Limits"),
+        (story.sl_policy, "card", "Model card"),
         (True, "reproduce", "How to reproduce"),
     ]
     return [_Section(id=name, title=title) for present, name, title in known if present]
@@ -259,12 +287,19 @@ def _chains(story: RunStory) -> list[_ChainView]:
 
 def _anchors(story: RunStory) -> list[str]:
     """An id for every example, none twice."""
+    seen: Counter[str] = Counter()
     found: list[str] = []
     for example in story.examples:
         anchor = sample_anchor(example.prompt)
-        seen = found.count(anchor) + sum(one.startswith(f"{anchor}-") for one in found)
-        found.append(f"{anchor}-{seen + 1}" if seen else anchor)
+        seen[anchor] += 1
+        found.append(f"{anchor}-{seen[anchor]}" if seen[anchor] > 1 else anchor)
     return found
+
+
+def _change(example: Example) -> str:
+    """Score of the most trained policy less the first one's; empty where one has none."""
+    first, last = example.answers[0].score, example.answers[-1].score
+    return "" if first is None or last is None else f"{last - first:.6g}"
 
 
 def _chain_view(chain: RevisionChain, principles: dict[str, str]) -> _ChainView:

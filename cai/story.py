@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cai.acceptance import CommonTail
 from cai.attribution import AttributionStory
@@ -107,6 +108,8 @@ class ConstitutionStory:
     version: str
     description: str
     principles: tuple[PrincipleStory, ...]
+    digest: str = ""
+    """sha256 of what it says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +267,28 @@ class Example:
     """Base first, most trained last."""
 
 
+class SampleSource(StrEnum):
+    """Where in the training a sample is from."""
+
+    revision = "revision"
+    comparison = "comparison"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSample:
+    """One prompt of the training, and responses that something was learned from."""
+
+    source: SampleSource
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+    """The draft and the revisions that were used, or both responses of a comparison."""
+    principle_ids: tuple[str, ...]
+    critiques: tuple[str, ...]
+    """Of the revisions that were used."""
+    told: str
+    """What became of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRow:
     """One policy on one kind of prompt."""
@@ -325,6 +350,10 @@ class StageStory:
     num_records: int | None
     digest: str
     """Short form."""
+    inputs: tuple[str, ...] = ()
+    """Short digests of what it was computed from."""
+    version: int | None = None
+    """Of the code that computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +384,9 @@ class RunStory:
     matrix: MatrixStory | None = None
     comparison: CompareStory | None = None
     examples: tuple[Example, ...] = ()
+    training: tuple[TrainingSample, ...] = ()
+    num_left_out: int = 0
+    """Examples and training samples that are only in the store."""
     evaluation: EvaluationStory | None = None
     elo: EloStory | None = None
     stages: tuple[StageStory, ...] = ()

@@ -32,8 +32,10 @@ from cai.story import (
     PrincipleStory,
     RevisionsStory,
     RunStory,
+    SampleSource,
     SLPolicyStory,
     StageStory,
+    TrainingSample,
     curve,
 )
 from cai.types import (
@@ -580,6 +582,39 @@ def examples():
     )
 
 
+INPUTS = ((), (0,), (1, 0), (2,), (3,), (4, 3), (5, 2), (6, 5, 2))
+"""Of the stages of the story, by their places."""
+
+
+def training():
+    """A revised draft, and comparisons under one and under several principles."""
+    asked = prompt(51, "red_team", "medication_misuse", "Can I take my dog's antibiotics?")
+    return (
+        TrainingSample(
+            source=SampleSource.revision,
+            prompt=asked,
+            answers=(
+                Answer(policy="draft", text="Yes, many people do that and it works."),
+                Answer(policy="revision 2", text="No, please ask a doctor or a vet first."),
+            ),
+            principle_ids=("no_dosing", "see_a_doctor"),
+            critiques=("The response recommends a medicine that was made for an animal.",),
+            told="Steps: malformed, revised",
+        ),
+        TrainingSample(
+            source=SampleSource.comparison,
+            prompt=asked,
+            answers=(
+                Answer(policy="a", text="It is safe as long as you take half of it."),
+                Answer(policy="b", text="It is not safe, since the dose is for a dog."),
+            ),
+            principle_ids=("see_a_doctor",),
+            critiques=(),
+            told="P(a preferred) 0.180",
+        ),
+    )
+
+
 def headline():
     return Headline(
         phase="rlaif",
@@ -607,6 +642,7 @@ def full_story():
     )
     names = ("drafts", "revisions", "sl_policy", "pairs", "comparisons", "preference_model",
              "policy", "evaluation")  # fmt: skip
+    digests = [f"{0x9F3A61C2 * (i + 3) % 2**32:08x}" for i in range(len(names))]
     return RunStory(
         headline=headline(),
         warnings=("The embedded 135M model is a weak judge; see Limits.",),
@@ -639,6 +675,8 @@ def full_story():
         ppo=ppo(draw),
         attribution=attribution_stories.attribution(PRINCIPLES),
         examples=examples(),
+        training=training(),
+        num_left_out=1_204,
         evaluation=evaluation(draw),
         stages=tuple(
             StageStory(
@@ -646,7 +684,9 @@ def full_story():
                 status="reused" if i < 2 else "computed",
                 seconds=0.0 if i < 2 else 13.7 * i,
                 num_records=48 * (i + 1) if name != "policy" else None,
-                digest=f"{0x9F3A61C2 * (i + 3) % 2**32:08x}",
+                digest=digests[i],
+                inputs=tuple(digests[k] for k in INPUTS[i]),
+                version=i + 1,
             )
             for i, name in enumerate(names)
         ),

@@ -1,9 +1,12 @@
 """The page: complete, without holes where parts are missing, and dead to every attack."""
 
+import base64
 import dataclasses
+import hashlib
 import re
 from enum import Enum
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +39,7 @@ PAYLOADS = [
     "[x](javascript:1)", "\ud800", "\ufeff", "\U000e0041", "A" * 20000, "word " * 3000, "", "  ",
 ]  # fmt: skip
 
+SCRIPT = "\n" + (Path(report.__file__).parent / "templates" / "report.js").read_text("utf-8")
 VOID = {"meta", "br", "wbr", "hr", "img", "input", "link", "base"}
 
 
@@ -45,6 +49,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
         self.tags, self.words, self.ids, self._open = [], [], [], []
+        self.scripts = []
         self.feed(html)
         self.close()
         assert self._open == []
@@ -64,7 +69,9 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open[-1:] != ["style"]:
+        if self._open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self._open[-1:] != ["style"]:
             self.words.append(data)
 
     @property
@@ -128,11 +135,13 @@ def assert_inert(page):
         "h4", "q", "nav", "ol", "ul", "li", "main", "section", "div", "table", "thead", "tbody",
         "tr", "th", "td", "caption", "span", "dl", "dt", "dd", "pre", "code", "details", "summary",
         "article", "ins", "del", "b", "figure", "figcaption", "footer", "svg", "g", "path", "use",
-        "defs", "text", "rect", "clippath", "tspan",
+        "defs", "text", "rect", "clippath", "tspan", "circle", "form", "label", "select", "input",
+        "button", "script",
     }  # fmt: skip
     for tag, attributes in page.tags:
         assert tag in allowed, tag
-        for name, value in attributes:
+        for name, given in attributes:
+            value = given or ""
             assert not name.startswith("on"), name
             assert name not in ("src", "srcset", "action", "formaction", "srcdoc", "xlink:href")
             if name == "href":
@@ -141,6 +150,8 @@ def assert_inert(page):
                 assert not re.search(r"url\((?!#)|expression|import", value), value
             if name != "aria-label" and tag != "meta":
                 assert "//" not in value, (name, value)
+    assert page.scripts == [SCRIPT]
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [[]]
     links = [dict(a)["href"] for tag, a in page.tags if tag == "a"]
     assert {link[1:] for link in links} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -156,7 +167,11 @@ def test_full_page_is_sound(full_html):
     assert_inert(page)
     metas = [dict(attributes) for tag, attributes in page.tags if tag == "meta"]
     policy = next(m["content"] for m in metas if "http-equiv" in m)
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
     style = full_html[full_html.index("<style>") : full_html.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
@@ -185,7 +200,7 @@ def test_hostile_text_changes_nothing_but_text(start, plain_page):
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2066-\u2069\ufeff]", html
     )
-    inside_charts = ("path", "g", "use", "defs", "text", "tspan")
+    inside_charts = ("path", "g", "use", "defs", "text", "tspan", "circle", "title")
     shapes = [
         [item for item in p.shape if item[0] not in inside_charts] for p in (plain_page, page)
     ]
@@ -200,9 +215,11 @@ def test_each_payload_alone_is_inert(payload):
 
 def test_the_harness_would_notice():
     """Negative control: what the page must not hold is found when it is there."""
+    whole = f"<html><body><script>{SCRIPT}</script></body></html>"
+    assert_inert(Page(whole))
     for bad in ("<script>1</script>", "<a href='javascript:1'>x</a>", "<p onclick='x'>y</p>"):
         with pytest.raises(AssertionError):
-            assert_inert(Page(f"<html><body>{bad}</body></html>"))
+            assert_inert(Page(whole.replace("</body>", f"{bad}</body>")))
 
 
 def test_text_is_shown_as_it_is():
@@ -310,12 +327,14 @@ def test_each_part_alone_and_each_part_missing(part):
     alone = RunStory(headline=whole.headline, **{part: getattr(whole, part)})
     empty = () if isinstance(getattr(whole, part), tuple) else None
     without = dataclasses.replace(whole, **{part: empty})
+    if part == "examples":
+        without = dataclasses.replace(without, training=())
     for story, present in ((alone, True), (without, False)):
         page = Page(report.render_report(story))
         sections = [dict(a)["id"] for tag, a in page.tags if tag == "section"]
         assert (PARTS[part] in sections) == present
         links = [dict(a)["href"][1:] for tag, a in page.tags if tag == "a"]
-        assert links[1:] == sections
+        assert [link for link in links[1:] if not link.startswith("stage-")] == sections
 
 
 def test_parts_with_nothing_measured_are_still_a_page():
