@@ -36,10 +36,12 @@ from cai.goodhart import GoodhartStory, Resampling, SnapshotScore
 from cai.goodhart_story import TABLE as GOODHART_TABLE
 from cai.goodhart_story import goodhart_metrics, goodhart_story, goodhart_table
 from cai.job import Job
+from cai.lineage import stage_stories
 from cai.models import dtype_of
 from cai.phases import dpo, evaluate, rlaif
 from cai.preference_measures import preference_metrics
 from cai.roles import feedback_roles, name_of, roles
+from cai.samples import examples, num_left_out, training_samples
 from cai.stages.preference_model import VALIDATION
 from cai.statistics import Estimate
 from cai.story import (
@@ -47,7 +49,6 @@ from cai.story import (
     Headline,
     PreferenceModelStory,
     RunStory,
-    StageStory,
 )
 from cai.tracking import config_record
 from cai.types import PreferencePrediction
@@ -132,19 +133,12 @@ def tell(
         ppo=chapters.ppo_story(config, outputs, counts),
         goodhart=_goodhart(config, outputs, preference, bootstrap),
         attribution=attribution,
-        examples=chapters.examples(records.evaluated),
+        examples=examples(records.evaluated),
+        training=training_samples(records.chains, records.comparisons),
+        num_left_out=num_left_out(records.evaluated, records.chains, records.comparisons),
         evaluation=chapters.evaluation_story(records, bootstrap) if trained else None,
         elo=elo_story(config, context.constitution, outputs.tournament),
-        stages=tuple(
-            StageStory(
-                name=result.name,
-                status=str(result.status),
-                seconds=result.seconds,
-                num_records=next(iter(result.counts.values()), None),
-                digest=result.artifact.digest[:16],
-            )
-            for result in context.results
-        ),
+        stages=stage_stories(context.results),
         config_text=yaml.safe_dump(config_record(config), sort_keys=False),
     )
     metrics = _metrics(story)

@@ -28,14 +28,12 @@ from cai.stages.evaluation import PM_TESTS
 from cai.stages.preference_model import VALIDATION
 from cai.statistics import Estimate, bootstrap_mean, pair_accuracy, wilson_interval
 from cai.story import (
-    Answer,
     Change,
     ComparisonsStory,
     ConstitutionStory,
     Curve,
     EvaluationRow,
     EvaluationStory,
-    Example,
     FeedbackStory,
     PPOStory,
     PreferenceModelStory,
@@ -59,7 +57,6 @@ from cai.types import (
 )
 
 NUM_CHAINS = 4
-NUM_EXAMPLES = {PromptKind.red_team: 3, PromptKind.helpfulness: 2, PromptKind.benign: 2}
 KINDS = tuple(PromptKind)
 
 Compared = rlaif.Outputs | dpo.Outputs
@@ -139,6 +136,7 @@ def constitution_story(document: Constitution, records: Records) -> Constitution
         name=document.name,
         version=document.version,
         description=document.description,
+        digest=document.digest,
         principles=tuple(_principle(p, records, judged) for p in drawn),
     )
 
@@ -346,37 +344,6 @@ def ppo_story(
             ),
         ),
     )
-
-
-def examples(evaluated: list[Evaluated]) -> tuple[Example, ...]:
-    """The first held-out prompts of each kind with every policy's response."""
-    examples = []
-    for kind, num in NUM_EXAMPLES.items():
-        ids = list(
-            dict.fromkeys(e.response.prompt.id for e in evaluated if e.response.prompt.kind is kind)
-        )[:num]
-        for prompt_id in ids:
-            rows = [
-                e
-                for e in evaluated
-                if e.response.prompt.kind is kind and e.response.prompt.id == prompt_id
-            ]
-            examples.append(
-                Example(
-                    prompt=rows[0].response.prompt,
-                    answers=tuple(
-                        Answer(
-                            policy=row.response.policy,
-                            text=row.response.sample.text,
-                            score=row.score,
-                            refusal=row.refusal,
-                            compliance=str(row.compliance.main),
-                        )
-                        for row in rows
-                    ),
-                )
-            )
-    return tuple(examples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -260,9 +260,9 @@ class RLAIFConfig(ComparedConfig):
     the policy's base."""
     preference_model: PreferenceModelConfig
     gold: bool
-    """Measure over-optimisation: the comparisons are split in half by prompt, PPO is trained against
-    the preference model of one half, and its snapshots (`ppo.snapshot_every`) are scored by it and
-    by a gold one of the other half. Costs half of the preference model's data."""
+    """Measure over-optimisation: the comparisons are split in half by prompt, PPO is trained
+    against the preference model of one half, and its snapshots (`ppo.snapshot_every`) are scored by
+    it and by a gold one of the other half. Costs half of the preference model's data."""
     ppo: PPOConfig
 
     def __post_init__(self) -> None:

@@ -29,13 +29,16 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai import adapters, embedded, models
 from cai.adapters import HEAD_FILE, IDENTITY_FILE
-from cai.artifacts import MANIFEST, Artifact, write_json
+from cai.artifacts import MANIFEST, Artifact, write_atomically, write_json
 from cai.errors import UserError
 from cai.full_weights import Tuned, causal_of, read_plain, write_plain
+from cai.model_card import FILE as CARD
 from cai.models import POLICY
 
 STAGES = {"rl_cai": "policy", "dpo": "dpo_policy", "sl_cai": "sl_policy"}
 """A run's policies and the stages that train them; the first that a run has is the default."""
+SELECTED = "selected_policy"
+"""The stage that stands for `rl_cai` where another round's policy than PPO's last was kept."""
 FOLDER = "adapter"
 """Where an artifact has what was trained."""
 QUESTION = "How do you say hello?"
@@ -75,6 +78,8 @@ def _in_run(folder: Path, manifest: dict[str, Any], policy: str | None) -> Artif
             + (f", and not {policy}" if policy else "")
         )
     stage = STAGES[policy or there[0]]
+    if stage == STAGES["rl_cai"] and SELECTED in digests:
+        stage = SELECTED
     several = sum(row["stage"] == stage for row in manifest["stages"])
     if several > 1:
         raise UserError(
@@ -109,7 +114,7 @@ def find(folder: Path, *, policy: str | None) -> Artifact:
     manifest = _manifest(folder)
     if "stages" in manifest:
         return _in_run(folder, manifest, policy)
-    if manifest["stage"] not in STAGES.values():
+    if manifest["stage"] not in (*STAGES.values(), SELECTED):
         raise UserError(
             f"{folder} is a result of the stage {manifest['stage']}, which is no policy; policies "
             f"are results of {', '.join(STAGES.values())}"
@@ -248,6 +253,15 @@ def export(artifact: Artifact, to: Path, *, base: Path | None) -> Exported:
     return exported
 
 
+def put_card(run: Path, artifact: Artifact, target: Path) -> None:
+    """The run's model card as the folder's README, where the run has one."""
+    card = run / CARD
+    if card.is_file():
+        text = card.read_text("utf-8").rstrip("\n")
+        text += f"\n\n## This folder\n\n{artifact.short}, merged into its base, in float32.\n"
+        write_atomically(target / "README.md", text.encode("utf-8"))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export a policy and say what it answers."""
     parser = argparse.ArgumentParser(
@@ -264,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         artifact = find(given.folder, policy=given.policy)
         exported = export(artifact, given.to, base=given.base)
+        put_card(given.folder, artifact, given.to)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None

@@ -36,6 +36,7 @@ from cai.constitution import Constitution
 from cai.context import RunContext, versions
 from cai.errors import UserError
 from cai.job import Job
+from cai.model_card import write_model_card
 from cai.model_config import ModelConfig
 from cai.models import Models, dtype_of
 from cai.phases import dpo, evaluate, rlaif, sl_cai
@@ -208,6 +209,7 @@ def _publish(told: account.Account, run_dir: Path, tracker: RunTracker) -> None:
         text = json.dumps(told.attribution, indent=1, allow_nan=False) + "\n"
         _write(run_dir / ATTRIBUTION, text)
     write_report(told.story, run_dir / "report.html")
+    write_model_card(told.story, run_dir)
     tracker.summary(told.metrics)
     for name, table in told.tables.items():
         tracker.table(name, table.columns, table.rows)

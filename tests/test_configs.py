@@ -265,6 +265,8 @@ def test_a_range_error_names_the_whole_key():
         "phase.ppo.kl_where=loss": "phase.ppo.kl_estimator must be k2 or k3 with kl_where=loss",
         "phase.ppo.at_cut=bootstrap": "phase.ppo.missing_eos_penalty must be 0 with at_cut=boot",
         "phase.ppo.value_warmup_iterations=6": r"phase.ppo.value_warmup_iterations \(6\) must",
+        "phase.ppo.snapshot_every=0": "phase.ppo.snapshot_every must be above 0",
+        "phase.ppo.select=gold_peak": "phase.ppo.select=gold_peak needs a gold preference model",
         "phase.preference_model.human_frac=1.5": "phase.preference_model.human_frac must be betw",
         "phase.preference_model.num_members=0": "phase.preference_model.num_members must be above",
         "phase.drafts.shard_size=0": "phase.drafts.shard_size must be above 0",
@@ -285,6 +287,15 @@ def test_a_range_error_names_the_whole_key():
     for override, message in cases.items():
         with pytest.raises(ConfigError, match=f"^{message}"):
             config_of(override)
+
+
+def test_a_gold_preference_model_needs_samples_and_ppo():
+    gold = config_of("phase.gold=true", "phase.ppo.select=gold_peak").phase
+    assert gold.gold
+    with pytest.raises(ConfigError, match=r"^evaluation\.sampling\.temperature must be above 0"):
+        config_of("phase.gold=true", "evaluation.sampling.temperature=0")
+    with pytest.raises(ConfigError, match=r"^phase\.gold=true is for PPO, and method=dpo has none"):
+        config_of("phase=matrix", "phase.gold=true", "phase.method=dpo")
 
 
 def test_settings_of_ppo_that_need_each_other_compose_together():

@@ -79,7 +79,7 @@ def trained(
 def run_of(outputs: Path, *artifacts: Artifact) -> Path:
     """A run's folder that names artifacts."""
     folder = outputs / "rlaif" / "medical" / "2026"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     stages = [{"stage": "prompts", "digest": "0"}]
     stages += [{"stage": artifact.stage, "digest": artifact.digest} for artifact in artifacts]
     (folder / "manifest.json").write_text(json.dumps({"stages": stages}))
@@ -136,6 +136,11 @@ def test_a_run_stands_for_its_last_policy_or_the_one_that_is_named(
     assert find(run, policy=None) == policy
     assert find(run, policy="sl_cai") == sl_policy
     assert find(policy.folder, policy=None) == policy
+    selected, _ = trained(tiny_folder, tmp_path, stage="selected_policy")
+    run_of(tmp_path, sl_policy, policy, selected)
+    assert find(run, policy=None) == find(run, policy="rl_cai") == selected
+    assert find(selected.folder, policy=None) == selected
+    run_of(tmp_path, sl_policy, policy)
     with pytest.raises(UserError, match="has the policies rl_cai, sl_cai, and not dpo"):
         find(run, policy="dpo")
 

@@ -68,8 +68,21 @@ def test_members_of_an_ensemble_are_roles_of_their_own() -> None:
 def test_phase_one_judges_only_where_critiques_are_compared() -> None:
     with_controls = named("phase=sl_cai", QWEN, "evaluation.num_critique_controls=4")
     assert with_controls["feedback model"] == "qwen2_5_0_5b"
-    without = named("phase=sl_cai", QWEN, "evaluation.num_critique_controls=0")
+    nothing = ("evaluation.num_critique_controls=0", "evaluation.elo.num_prompts=0")
+    without = named("phase=sl_cai", QWEN, *nothing)
     assert list(without) == ["policy", "critique model (main)"]
+    played = named("phase=sl_cai", QWEN, "evaluation.num_critique_controls=0")
+    assert played["feedback model"] == "qwen2_5_0_5b"
+
+
+def test_a_judge_of_policies_is_a_role_where_policies_meet() -> None:
+    judge = ("feedback@evaluation.judge=likelihood", QWEN)
+    own = (*judge, "model@evaluation.judge.model=smollm2_135m")
+    assert named("phase=rlaif", *judge)["judge of policies"] == "qwen2_5_0_5b"
+    assert named("phase=rlaif", *own)["judge of policies"] == "smollm2_135m"
+    assert named("phase=evaluate", *own, "evaluation.elo.runs=[a]")["judge of policies"]
+    for elsewhere in (("phase=evaluate",), ("phase=rlaif", "evaluation.elo.num_prompts=0")):
+        assert "judge of policies" not in named(*elsewhere, *own)
 
 
 def test_a_preference_model_of_its_own_is_a_role() -> None:
@@ -81,10 +94,10 @@ def test_only_embedded_models_that_are_asked_must_be_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAI_CACHE", str(tmp_path))
-    session._require_embedded(config_of("phase=evaluate", QWEN, *SERVED))
+    session.require_embedded(config_of("phase=evaluate", QWEN, *SERVED))
     with pytest.raises(UserError, match="qwen2_5_0_5b"):
-        session._require_embedded(config_of("phase=evaluate", QWEN))
+        session.require_embedded(config_of("phase=evaluate", QWEN))
     smollm2 = embedded.named("smollm2_135m").folder
     smollm2.mkdir(parents=True)
     (smollm2 / embedded.SEAL).touch()
-    session._require_embedded(config_of("phase=rlaif", QWEN, *SERVED))
+    session.require_embedded(config_of("phase=rlaif", QWEN, *SERVED))

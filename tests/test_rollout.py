@@ -6,7 +6,7 @@ import torch
 
 from cai.adapters import active
 from cai.optimisation import NonFiniteError
-from cai.rollout import Sampled, build_rollouts, plan_minibatches
+from cai.rollout import Sampled, build_rollouts, log_ratios, plan_minibatches
 from tests.tiny import (
     EOS_ID,
     Sampler,
@@ -73,6 +73,56 @@ def test_log_probabilities_are_those_of_the_whole_model_at_the_temperature(setup
             torch.testing.assert_close(
                 found[row, : len(expected)], torch.tensor(expected), atol=1e-5, rtol=1e-5
             )
+
+
+def test_log_ratios_of_responses_by_hand(setup):
+    """Summed over a response's tokens from plain logits; in any batch, and 0 against itself."""
+    model, _, _, samples = setup
+    sequences = [(sample.prompt_ids, sample.response_ids) for sample in samples]
+    expected = []
+    for sample in samples:
+        total = 0.0
+        for adapter, sign in (("policy", 1), ("reference", -1)):
+            logp = (plain_logits(model, adapter, sample) / 0.7).log_softmax(-1)
+            first = len(sample.prompt_ids)
+            total += sign * sum(
+                float(logp[first + t - 1, token]) for t, token in enumerate(sample.response_ids)
+            )
+        expected.append(total)
+    assert max(map(abs, expected)) > 0.05  # the policy has moved
+    for size in (1, 3, 8):
+        assert ratios(model, sequences, micro_batch_size=size) == pytest.approx(expected, abs=1e-4)
+    again = ratios(model, sequences, reference_adapter="policy")
+    assert again == [0.0] * len(samples)
+
+
+def ratios(model, sequences, **changes):
+    settings = {"temperature": 0.7, "micro_batch_size": 4, "pad_id": EOS_ID} | ROUND | changes
+    return log_ratios(model, sequences, **settings)
+
+
+def test_log_ratios_are_what_ppo_penalises(setup):
+    model, value, config, samples = setup
+    batch = build(model, value, samples, config)
+    sequences = [(sample.prompt_ids, sample.response_ids) for sample in samples]
+    assert ratios(model, sequences) == pytest.approx(batch.kl_BT.sum(1).tolist(), abs=1e-4)
+
+
+def test_the_mean_log_ratio_is_the_kl(setup):
+    """One-token responses of one prompt, each with its probability: the sum is the exact KL."""
+    model, _, _, samples = setup
+    prompt = samples[0].prompt_ids
+    one = Sampled(prompt_ids=prompt, response_ids=(), finished=False)
+    law, other = (
+        (plain_logits(model, adapter, one)[-1] / 0.7).log_softmax(-1).double()
+        for adapter in ("policy", "reference")
+    )
+    exact = float((law.exp() * (law - other)).sum())
+    found = ratios(model, [(prompt, (token,)) for token in range(len(law))], micro_batch_size=300)
+    assert float(law.exp() @ torch.tensor(found, dtype=torch.float64)) == pytest.approx(
+        exact, abs=1e-5
+    )
+    assert exact > 0.001
 
 
 def test_the_sampler_and_the_training_engine_agree(setup):

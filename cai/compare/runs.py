@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -116,7 +116,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find_runs(named: list[str] | None, *, output_dir: Path) -> Found:
+def find_runs(named: list[str] | None, *, output_dir: Path, at_least: int = 2) -> Found:
     """Every finished run of the named folders, in their order; a sweep stands for its jobs.
 
     Raises:
@@ -138,7 +138,8 @@ def find_runs(named: list[str] | None, *, output_dir: Path) -> Found:
             seen.add(folder.resolve())
             _add(found, folder)
     _drop_repeats(found)
-    _check_number(found)
+    if len(found.runs) < at_least:
+        _refuse_number(found)
     _check_phases(found.runs)
     return found
 
@@ -250,9 +251,7 @@ def _drop_repeats(found: Found) -> None:
     found.runs = [run for run in found.runs if id(run) in kept]
 
 
-def _check_number(found: Found) -> None:
-    if len(found.runs) >= 2:
-        return
+def _refuse_number(found: Found) -> NoReturn:
     told = "".join(f"\n  {one.folder}: {one.why}" for one in found.left_out[:NUM_SHOWN])
     if not found.runs:
         raise UserError(f"runs: none of the folders holds a finished run.{told}")

@@ -21,9 +21,9 @@ def elo_story(
     if tournament is None:
         return None
     settings = config.evaluation.elo
-    criteria: dict[str, Principle] = {
-        one.id: one for own in criteria_of(settings, constitution).values() for one in own
-    }
+    asked = {one.id: one for own in criteria_of(settings, constitution).values() for one in own}
+    names = (*settings.criteria, *(name for name in asked if name not in settings.criteria))
+    criteria = {name: asked[name] for name in names}
     compared = {pair: a.records(PolicyComparison) for pair, a in tournament.matches.items()}
     resampling = Resampling(num=config.evaluation.num_bootstrap, seed=config.seed)
     rated = [
@@ -32,8 +32,8 @@ def elo_story(
         if (found := _rated(name, principle, compared, tournament, config, resampling)) is not None
     ]
     judge = tournament.judge
-    asked = feedback_roles(judge.judge.config, judge.judge.model).values()
-    models = ", ".join(dict.fromkeys(map(name_of, asked)))
+    roles = feedback_roles(judge.judge.config, judge.judge.model).values()
+    models = ", ".join(dict.fromkeys(map(name_of, roles)))
     return EloStory(
         judge=f"{judge.judge.config.method} on {models}",
         orders=_orders(judge.judge.config),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from cai.artifacts import Artifact
@@ -43,6 +44,8 @@ class _Answered:
     run: str
     folder: Path
     artifact: Artifact
+    snapshot: str
+    """Which of PPO's snapshots answered; empty for a policy that a stage ended with."""
     rows: list[Response]
 
 
@@ -50,13 +53,13 @@ def players_of(named: list[str], *, output_dir: Path) -> Players:
     """Every different policy of the named runs.
 
     Raises:
-        UserError: when a folder holds no finished run, when there are fewer than two runs or
-            policies, or when runs were evaluated on different prompts.
+        UserError: when a folder holds no finished run, when there are fewer than two policies, or
+            when runs were evaluated on different prompts.
     """
     if not named:
         raise UserError(f"{SETTING} is empty; it takes folders of finished runs")
     try:
-        found = find_runs(named, output_dir=output_dir)
+        found = find_runs(named, output_dir=output_dir, at_least=1)
     except UserError as error:
         raise UserError(f"evaluation.elo.{error}") from error
     if found.left_out:
@@ -73,14 +76,22 @@ def players_of(named: list[str], *, output_dir: Path) -> Players:
         )
     counts = {kind: sum(row.prompt.kind is kind for row in players[0].rows) for kind in PromptKind}
     return Players(
-        responses={
-            one.policy if policies.count(one.policy) == 1 else f"{one.policy} ({one.run})":
-            one.artifact
-            for one in players
-        },
+        responses=dict(zip(_names(players), [one.artifact for one in players], strict=True)),
         counts=counts,
         runs=tuple(found.runs),
-    )  # fmt: skip
+    )
+
+
+def _names(players: Sequence[_Answered]) -> list[str]:
+    """Policies; several of one name have their run, PPO's snapshot or a number behind it."""
+    names: list[str] = []
+    for one in players:
+        runs = {other.run for other in players if other.policy == one.policy}
+        parts = [one.run] * (len(runs) > 1) + [one.snapshot] * bool(one.snapshot)
+        name = f"{one.policy} ({', '.join(parts)})" if parts else one.policy
+        number = sum(other == name or other.startswith(f"{name} no. ") for other in names)
+        names.append(f"{name} no. {number + 1}" if number else name)
+    return names
 
 
 def _named(runs: list[Run]) -> list[tuple[str, Run]]:
@@ -104,11 +115,21 @@ def _answered(name: str, run: Run) -> list[_Answered]:
         rows = artifact.records(Response)
         kept.append(
             _Answered(
-                policy=rows[0].policy, place=place, run=name, folder=run.folder,
-                artifact=artifact, rows=rows,
+                policy=rows[0].policy,
+                place=place,
+                run=name,
+                folder=run.folder,
+                artifact=artifact,
+                snapshot=_snapshot(artifact),
+                rows=rows,
             )
-        )  # fmt: skip
+        )
     return kept
+
+
+def _snapshot(artifact: Artifact) -> str:
+    folder = artifact.manifest()["key"]["config"].get("folder", "")
+    return f"round {int(PurePath(folder).name)}" if folder else ""
 
 
 def _check_prompts(answered: list[_Answered]) -> None:

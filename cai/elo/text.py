@@ -82,7 +82,8 @@ def elo_findings(story: EloStory | None) -> list[str]:
         if controlled:
             told = ", ".join(f"{title(c.name)} over {title(c.against)}" for c in controlled)
             found.append(
-                f"With control of length no difference in {one.criterion} is left: {told}."
+                f"At equal length a difference in {one.criterion} is no longer told from none: "
+                f"{told}."
             )
     return found
 

@@ -135,12 +135,18 @@ def _best(losses: Sequence[Sequence[tuple[float, int]]], *, without: int | None)
     return min(range(len(losses)), key=lambda number: mean(losses[number]))
 
 
+FAINT = 0.05
+"""Least factor of calibration: a probe at chance still takes sides, faintly; it is the feedback
+check that says that it is at chance."""
+SURE = 10.0
+
+
 def calibrate(margins: torch.Tensor) -> float:
-    """The positive factor on held-out margins (n,) with the lowest log loss, at most 10.
+    """The factor on held-out margins (n,) with the lowest log loss, from `FAINT` to `SURE`.
 
     One number for all folds; that it has seen the margins it scales is a matter of 1 / n.
     """
-    low, high = 0.0, 10.0
+    low, high = FAINT, SURE
     for _ in range(60):  # the loss is convex in the factor: bisect its derivative
         factor = (low + high) / 2
         slope = -(margins * torch.sigmoid(-factor * margins)).sum()

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from cai.choices import Gate, LabelMode
-from cai.feedback.fit import Examples, calibrate, fit
+from cai.feedback.fit import FAINT, Examples, calibrate, fit
 from cai.feedback.probe import Kernel, folds_of, solve
 from cai.feedback.tuned import FOLDS, PROBE, Probe
 from cai.feedback_config import TunedConfig
@@ -155,7 +155,7 @@ def test_calibration_by_hand() -> None:
     # Three pairs right and one wrong, all with margin 1: sigmoid(c) = 3/4, so c = log 3.
     margins = torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
     assert calibrate(margins) == pytest.approx(math.log(3), abs=1e-9)
-    assert calibrate(-margins) == pytest.approx(0.0, abs=1e-9)
+    assert calibrate(-margins) == pytest.approx(FAINT, abs=1e-9)
 
 
 def test_saved_probe_gives_the_same_values(tmp_path: Path) -> None:

@@ -2,7 +2,14 @@ import pytest
 
 from cai.errors import UserError
 from cai.loaders import PairExample
-from cai.stages.preference_pairs import ai_pairs, mixed, principle_pairs, validation_prompts
+from cai.stages.preference_pairs import (
+    Half,
+    ai_pairs,
+    half_of,
+    mixed,
+    principle_pairs,
+    validation_prompts,
+)
 from cai.types import Comparison, Message, PrincipleLabel, Prompt, PromptKind, Split, Unjudged
 
 
@@ -96,3 +103,28 @@ def test_whole_prompts_are_held_out():
     assert held_out == validation_prompts(compared[::-1], frac=0.2, seed=3)
     assert len(validation_prompts(compared, frac=0.01, seed=3)) == 1
     assert validation_prompts(compared, frac=0.0, seed=3) == set()
+
+
+def conversation(text):
+    return (Message(role="user", content=text),)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("num_ai", "num_human"), [(22, 0), (7, 9), (1, 1), (2, 0)])
+def test_no_prompt_is_on_both_sides_and_none_is_lost(num_ai, num_human, seed):
+    ai = [conversation(f"ai {n}") for n in range(num_ai)]
+    human = [conversation(f"human {n}") for n in range(num_human)] + ai[:3]  # three are in both
+    proxy, gold = (half_of(ai * 2, human, half=half, seed=seed) for half in Half)
+    assert proxy.isdisjoint(gold)
+    assert proxy | gold == {*ai, *human}
+    for kind in (set(ai), set(human) - set(ai)):
+        assert len(kind & proxy) - len(kind & gold) in (0, 1)
+
+
+def test_the_halves_are_a_function_of_the_seed_and_of_nothing_else():
+    ai = [conversation(str(n)) for n in range(20)]
+    first = half_of(ai, (), half=Half.proxy, seed=3)
+    assert first == half_of(ai[::-1], (), half=Half.proxy, seed=3)
+    assert first != half_of(ai, (), half=Half.proxy, seed=4)
+    human = [conversation(f"human {n}") for n in range(9)]
+    assert first == half_of(ai, human, half=Half.proxy, seed=3) & set(ai)
