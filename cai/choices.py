@@ -197,6 +197,19 @@ class WandbMode(StrEnum):
     offline = "offline"
 
 
+class PanelKind(StrEnum):
+    """How a panel of a wandb workspace shows its metrics."""
+
+    lines = "lines"
+    """By step."""
+    bars = "bars"
+    """One final number a run."""
+    scatter = "scatter"
+    """One point a run."""
+    chart = "chart"
+    """A custom chart over a table of the run."""
+
+
 class Gate(StrEnum):
     """What happens when feedback does not beat its baselines, chance and "longer wins"."""
 

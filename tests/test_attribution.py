@@ -207,7 +207,7 @@ def account(comparisons: list[Comparison], medical: Constitution, **settings) ->
     values = {"validation_frac": 0.5, "condition": Condition.none, "human_frac": None} | settings
     short = values.pop("short_enough", None)
     people = values.pop("people", [])
-    model = SimpleNamespace(config=SimpleNamespace(**values), short_enough=short)
+    model = SimpleNamespace(config=SimpleNamespace(**values), short_enough=short, half=None)
     outputs = object.__new__(chapter.rlaif.Outputs)
     object.__setattr__(outputs, "preference_model", model)
     object.__setattr__(outputs, "principle_scores", ())

@@ -223,6 +223,7 @@ def test_another_loss_re_runs_the_policy_alone(
         "evaluation",
         "contrast_responses",
         "over_refusal",
+        "matches",
         "principle_scores",
     }
     assert other.statuses()["principle_scores"] == ["reused", "computed"]

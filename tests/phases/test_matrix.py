@@ -167,7 +167,7 @@ def test_the_report_has_a_heat_map_that_can_be_read_without_colour(whole: Finish
         assert said in text, said
     labels = re.findall(r'role="img" aria-label="([^"]*)"', page)
     assert any("medical before none" in label for label in labels)
-    assert "<script" not in page
+    assert page.count("<script") == 1  # its own
 
 
 def test_one_base_serves_every_constitution_by_name(whole: Finished, tiny_folder: Path) -> None:
