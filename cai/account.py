@@ -21,6 +21,7 @@ from cai.attribution_record import attribution_metrics, attribution_record, attr
 from cai.attribution_story import attribution_story
 from cai.capability_story import cost_metrics
 from cai.chapters import Outputs
+from cai.chart_tables import KL_REWARD, RELIABILITY, kl_reward_rows, reliability_rows
 from cai.compliance.rates import rate_metrics
 from cai.config import ComparedConfig, Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.context import RunContext, versions
@@ -155,7 +156,9 @@ def tell(
         story=story,
         metrics=metrics,
         objective=metrics.get(target),
-        tables=_tables(records, attribution, story.elo) | _goodhart_table(story.goodhart),
+        tables=_tables(records, attribution, story.elo)
+        | _goodhart_table(story.goodhart)
+        | _chart_tables(story.feedback, outputs),
         attribution=attribution_record(
             attribution, context.constitution, document=config.constitution.document
         )
@@ -193,6 +196,17 @@ def _goodhart_table(goodhart: GoodhartStory | None) -> dict[str, Table]:
     if goodhart is None:
         return {}
     return {"goodhart": Table(columns=GOODHART_TABLE, rows=goodhart_table(goodhart))}
+
+
+def _chart_tables(feedback: FeedbackStory | None, outputs: Outputs) -> dict[str, Table]:
+    """What wandb draws as charts of its own (`cai.wandb_charts`)."""
+    found = {}
+    if feedback is not None:
+        rows = reliability_rows(feedback.measured.bins)
+        found["reliability"] = Table(columns=RELIABILITY, rows=rows)
+    if isinstance(outputs, rlaif.Outputs):
+        found["kl_reward"] = Table(columns=KL_REWARD, rows=kl_reward_rows(outputs.policy))
+    return {name: table for name, table in found.items() if table.rows}
 
 
 def _tables(

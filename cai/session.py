@@ -45,6 +45,7 @@ from cai.report import write_report
 from cai.roles import roles
 from cai.summary import terminal_summary
 from cai.tracking import MemoryTracker, RunTracker, Tracker, config_record, open_tracker
+from cai.wandb_lineage import lineage_nodes
 
 log = logging.getLogger("cai")
 
@@ -121,7 +122,7 @@ def _execute(config: Config, job: Job, document: Constitution) -> float | None:
         outputs = _run_phase(config, context)
         seconds = time.monotonic() - started
         told = account.tell(config, job, context, outputs, started=when, seconds=seconds)
-        _publish(told, run_dir, tracker)
+        _publish(told, context, tracker)
         status = "done" if told.stop is None else "failed"
         print(
             terminal_summary(
@@ -202,8 +203,9 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8"))
 
 
-def _publish(told: account.Account, run_dir: Path, tracker: RunTracker) -> None:
-    """Metrics, report and samples, locally and in the mirror."""
+def _publish(told: account.Account, context: RunContext, tracker: RunTracker) -> None:
+    """Metrics, report, samples and artifacts, locally and in the mirror."""
+    run_dir = context.run_dir
     _write(run_dir / "metrics.json", json.dumps(told.metrics, indent=1, allow_nan=False) + "\n")
     if told.attribution is not None:
         text = json.dumps(told.attribution, indent=1, allow_nan=False) + "\n"
@@ -213,8 +215,8 @@ def _publish(told: account.Account, run_dir: Path, tracker: RunTracker) -> None:
     tracker.summary(told.metrics)
     for name, table in told.tables.items():
         tracker.table(name, table.columns, table.rows)
-    for artifact in told.adapters:
-        tracker.artifact(f"{artifact.stage}-{artifact.digest[:16]}", "adapter", artifact.folder)
+    for node in lineage_nodes(context.results, told.adapters, models=run_dir / "models"):
+        tracker.artifact(node)
 
 
 def _write_manifest(

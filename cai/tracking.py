@@ -40,6 +40,8 @@ from cai.artifacts import write_atomically
 from cai.choices import LoggerKind, WandbMode
 from cai.config import LoggerConfig
 from cai.connectivity import choose_mode
+from cai.wandb_charts import charts_of
+from cai.wandb_lineage import LineageNode, give
 
 if TYPE_CHECKING:
     import wandb
@@ -67,7 +69,7 @@ class Tracker(Protocol):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of plain cells, e.g. samples; the same name replaces it."""
 
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
+    def artifact(self, node: LineageNode) -> None:
         """A finished folder, e.g. an adapter, which does not change any more."""
 
     def summary(self, metrics: Mapping[str, float]) -> None:
@@ -105,10 +107,12 @@ class FileTracker:
             {"kind": "table", "name": name, "file": f"tables/{name}.json", "num_rows": len(cells)}
         )
 
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
+    def artifact(self, node: LineageNode) -> None:
         """Note the folder; nothing is copied."""
-        _check_name(name)
-        self._append({"kind": "artifact", "name": name, "type": kind, "folder": str(folder)})
+        _check_name(node.name)
+        kept = {"name": node.name, "type": node.kind, "folder": str(node.folder)}
+        made_from: Json = list(node.inputs)
+        self._append({"kind": "artifact", **kept, "inputs": made_from, "reused": node.reused})
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Append one line."""
@@ -135,7 +139,7 @@ class MemoryTracker:
     def __init__(self) -> None:
         self.logs: list[tuple[str, int, dict[str, float]]] = []
         self.tables: dict[str, tuple[list[str], list[list[str]]]] = {}
-        self.artifacts: list[tuple[str, str, Path]] = []
+        self.artifacts: list[LineageNode] = []
         self.final: dict[str, float] = {}
         self.exit_code: int | None = None
 
@@ -148,10 +152,10 @@ class MemoryTracker:
         """Remember."""
         self.tables[name] = (list(columns), _cells(name, columns, rows))
 
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
+    def artifact(self, node: LineageNode) -> None:
         """Remember."""
-        _check_name(name)
-        self.artifacts.append((name, kind, folder))
+        _check_name(node.name)
+        self.artifacts.append(node)
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Remember."""
@@ -219,29 +223,23 @@ class WandbTracker:
             run.log({f"{group}/step": step, **values})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Log a table of plain strings."""
+        """Log a table of plain strings, and its custom chart where it has one."""
         cells = _cells(name, columns, rows)
         if (run := self._run) is None:
             return
         with self._guard():
             import wandb
 
-            run.log({name: wandb.Table(columns=list(columns), data=cells)})
+            table = wandb.Table(columns=list(columns), data=cells)
+            run.log({name: table} | charts_of(name, columns, cells))
 
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
-        """Log the folder's files; they are referred to, not copied, so they must stay."""
-        _check_name(name)
+    def artifact(self, node: LineageNode) -> None:
+        """Log or use it, with its inputs in the metadata (`cai.wandb_lineage`)."""
+        _check_name(node.name)
         if (run := self._run) is None:
             return
         with self._guard():
-            import wandb
-
-            artifact = wandb.Artifact(name, type=kind)
-            for path in sorted(folder.rglob("*")):
-                if path.is_file() and not path.is_symlink():
-                    inside = path.relative_to(folder).as_posix()
-                    artifact.add_file(str(path), inside, skip_cache=True, policy="immutable")
-            run.log_artifact(artifact)
+            give(run, node)
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Set final numbers."""
@@ -327,9 +325,9 @@ class RunTracker:
         """To each."""
         self._each(lambda tracker: tracker.table(name, columns, rows))
 
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
+    def artifact(self, node: LineageNode) -> None:
         """To each."""
-        self._each(lambda tracker: tracker.artifact(name, kind, folder))
+        self._each(lambda tracker: tracker.artifact(node))
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """To each."""

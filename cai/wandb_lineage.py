@@ -105,13 +105,9 @@ def _base(sha256: str, models: Path) -> LineageNode:
 
 
 def _model_hashes(identity: Any) -> Iterator[str]:
-    """Hashes of base models anywhere in what identifies a stage."""
-    if isinstance(identity, dict):
-        for name, value in identity.items():
-            if name == "sha256" and isinstance(value, str):
-                yield value
-            else:
-                yield from _model_hashes(value)
-    elif isinstance(identity, list):
-        for value in identity:
-            yield from _model_hashes(value)
+    """Hashes of base models anywhere in what identifies a stage: of `model`, `critique_model`."""
+    children = identity.items() if isinstance(identity, dict) else ()
+    for name, value in children:
+        if name.endswith("model") and isinstance(value, dict) and "sha256" in value:
+            yield value["sha256"]
+        yield from _model_hashes(value)

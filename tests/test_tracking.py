@@ -15,6 +15,7 @@ from cai.choices import LoggerKind, ModelSource, WandbMode
 from cai.config import LoggerConfig
 from cai.model_config import LoRAConfig
 from cai.tracking import FileTracker, MemoryTracker, open_tracker
+from cai.wandb_lineage import LineageNode
 
 CANARY = "canary-5f2b7d-secret"
 
@@ -44,6 +45,12 @@ def open_run(output: Path, name: str, config: LoggerConfig | None = None, **run_
     )
 
 
+def node(name: str, folder: Path) -> LineageNode:
+    return LineageNode(
+        name=name, kind="adapter", folder=folder, inputs=("revisions-ab",), reused=False
+    )
+
+
 def lines(run_dir: Path) -> list[dict]:
     text = (run_dir / "metrics.jsonl").read_bytes().decode("ascii")
     return [json.loads(line) for line in text.splitlines()]
@@ -60,7 +67,7 @@ def test_file_tracker_keeps_everything_in_ascii_lines(tmp_path):
         "metrics": {"reward": 0.5, "kl": "nan", "entropy": "-inf", "num": 4},
     }
     tracker.table("samples", ["prompt", "response"], [["a\u2028b", None], ["\ud800", 3]])
-    tracker.artifact("sl_policy", "adapter", tmp_path / "store")
+    tracker.artifact(node("sl_policy", tmp_path / "store"))
     tracker.summary({"pm/accuracy": 0.61})
     tracker.close(0)
     tracker.close(1)
@@ -88,7 +95,7 @@ def test_names_that_could_leave_the_folder_are_refused(tmp_path, name):
         with pytest.raises(ValueError, match="cannot name"):
             tracker.log(name, 1, {})
         with pytest.raises(ValueError, match="cannot name"):
-            tracker.artifact(name, "adapter", tmp_path)
+            tracker.artifact(node(name, tmp_path))
 
 
 def test_uneven_rows_are_refused(tmp_path):
@@ -186,7 +193,7 @@ def two_runs(tmp_path, monkeypatch, caplog):
                 tracker.log("sl", step, {"loss": 3.0 / step, "odd": math.nan})
             tracker.log("ppo", 1, {"reward": 0.25 + i})
             tracker.table("samples", ["prompt", "response"], [["hi", "<b>\x1b]0;x"], ["\ud800", 1]])
-            tracker.artifact("sl_policy", "adapter", adapter)
+            tracker.artifact(node("sl_policy", adapter))
             tracker.summary({"pm/accuracy": 0.5 + i})
         finally:
             tracker.close(i)
@@ -218,6 +225,7 @@ def test_real_wandb_offline_holds_config_curves_table_and_artifact(two_runs, tmp
         assert [item["ppo/reward"] for item in items if "ppo/reward" in item] == [0.25 + i]
         assert "pm/accuracy" in json.dumps(of_kind(records, "summary"))
         (artifact,) = [a for a in of_kind(records, "artifact") if a["type"] == "adapter"]
+        assert json.loads(artifact["metadata"])["inputs"] == ["revisions-ab"]
         contents = artifact["manifest"]["contents"]
         assert [item["path"] for item in contents] == ["adapter_model.safetensors"]
         assert str(output) in contents[0]["local_path"]

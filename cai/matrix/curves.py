@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from cai.tracking import Tracker
+from cai.wandb_lineage import LineageNode
 
 
 class Labelled:
@@ -28,9 +28,9 @@ class Labelled:
         """Pass it on under the training's name."""
         self._tracker.table(f"{name}-{self._name}", columns, rows)
 
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
+    def artifact(self, node: LineageNode) -> None:
         """Pass it on: artifacts have names of their own."""
-        self._tracker.artifact(name, kind, folder)
+        self._tracker.artifact(node)
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Pass it on."""

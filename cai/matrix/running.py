@@ -33,6 +33,7 @@ from cai.report import write_report
 from cai.roles import name_of, roles
 from cai.story import Headline, RunStory, StageStory
 from cai.tracking import MemoryTracker, RunTracker, config_record, open_tracker
+from cai.wandb_lineage import LineageNode
 
 CAN_SHOW = (
     "Whether a policy that was trained under a constitution does better before that constitution's "
@@ -151,7 +152,15 @@ def _publish(
         tracker.table(name, columns, rows)
     for one in told.subjects:
         if one.adapter:
-            tracker.artifact(f"adapter-{one.name}", "adapter", run_dir / one.adapter)
+            tracker.artifact(
+                LineageNode(
+                    name=f"adapter-{one.name}",
+                    kind="adapter",
+                    folder=run_dir / one.adapter,
+                    inputs=(),
+                    reused=False,
+                )
+            )
     text = terminal_matrix(
         told,
         warnings=warnings,
