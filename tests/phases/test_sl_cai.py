@@ -70,7 +70,10 @@ def test_the_critiques_are_put_to_the_test(tiny_folder: Path, tmp_path: Path) ->
 
 def test_the_controls_can_be_switched_off(tiny_folder: Path, tmp_path: Path) -> None:
     finished = run(
-        tmp_path, *tiny_arguments(tiny_folder, "sl_cai"), "evaluation.num_critique_controls=0"
+        tmp_path,
+        *tiny_arguments(tiny_folder, "sl_cai"),
+        "evaluation.num_critique_controls=0",
+        "evaluation.elo.num_prompts=0",
     )
     assert finished.code == 0, finished.output
     assert not set(CONTROLS) & set(finished.statuses())
