@@ -34,7 +34,8 @@ def kl_reward_rows(policy: Artifact) -> list[list[object]]:
 
     Returns:
         KL to the SL-CAI policy in nats per response; the preference model's score in standard
-        deviations of SL-CAI samples, penalties not taken off; the round.
+        deviations of SL-CAI samples, penalties not taken off; the round. A round in which no
+        response was scored (all were cut, with `at_cut=bootstrap`) has no row.
     """
-    rows = policy.json(CURVE)
-    return [[row["objective/kl"], row["objective/scores"], row["step"]] for row in rows]
+    keys = ("objective/kl", "objective/scores", "step")
+    return [[row[key] for key in keys] for row in policy.json(CURVE) if row.keys() >= set(keys)]

@@ -308,6 +308,8 @@ def test_a_multirun_gives_separate_runs_that_share_their_stages(
         "contrast_responses",
         "over_refusal",
         "principle_scores",
+        "matches",
+        "matches",
     ]
 
 
