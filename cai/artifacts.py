@@ -93,6 +93,11 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     write_atomically(path, (text + "\n").encode("ascii"))
 
 
+def write_document(path: Path, value: Mapping[str, object]) -> None:
+    """Write a JSON file that people read too: its keys stay in the order given."""
+    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode("ascii"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """A stage's output by address; it may not have been made yet (a plan)."""

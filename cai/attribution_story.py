@@ -17,7 +17,6 @@ from cai.attribution import (
 from cai.chapters import Bootstrap, Outputs, Records
 from cai.choices import Condition
 from cai.config import Config, DPOPhaseConfig
-from cai.constitution import UNGUIDED_ID
 from cai.context import RunContext
 from cai.phases import dpo, rlaif
 from cai.seeds import derive_seed
@@ -50,7 +49,7 @@ def attribution_story(
     else:
         return None
     document = context.constitution
-    pool = document.principles or (document.find(UNGUIDED_ID),)
+    pool = document.asked
     rows = [principle_attribution(p.id, p.principle, labels, records.chains) for p in pool]
     shares = [row.share for row in rows if row.share is not None]
     return AttributionStory(

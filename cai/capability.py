@@ -14,9 +14,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
+from cai import paths
 from cai.collapse import perplexity
 from cai.statistics import (
     Estimate,
@@ -25,7 +25,6 @@ from cai.statistics import (
     wilson_interval,
 )
 
-NUM_OPTIONS = 4
 QUESTIONS = "capability_questions.jsonl"
 TEXTS = "capability_texts.jsonl"
 
@@ -74,8 +73,7 @@ class CapabilityRow:
 
 def data_path(name: str) -> Path:
     """File of a shipped set."""
-    with resources.as_file(resources.files("cai") / "datasets" / "labelled" / name) as path:
-        return path
+    return paths.PACKAGE / "datasets" / "labelled" / name
 
 
 def capability_items(*, num_questions: int, num_texts: int) -> list[CapabilityItem]:

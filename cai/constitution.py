@@ -117,7 +117,7 @@ class Constitution:
             rng: The stream of this draw; exactly one number is taken from it.
             weighted: In proportion to the weights, otherwise uniformly.
         """
-        pool = self._pool()
+        pool = self.asked
         weights = [principle.weight for principle in pool] if weighted else None
         return rng.choices(pool, weights)[0]
 
@@ -125,7 +125,7 @@ class Constitution:
         self, rng: random.Random, *, num: int, weighted: bool
     ) -> tuple[Principle, ...]:
         """Draw up to `num` different principles, one after the other; for `num=1` as `draw`."""
-        pool = list(self._pool())
+        pool = list(self.asked)
         drawn: list[Principle] = []
         while pool and len(drawn) < num:
             weights = [principle.weight for principle in pool] if weighted else None
@@ -139,16 +139,18 @@ class Constitution:
         Raises:
             UserError: when this constitution has no such principle.
         """
-        for principle in self._pool():
+        for principle in self.asked:
             if principle.id == principle_id:
                 return principle
-        known = [principle.id for principle in self._pool()]
+        known = [principle.id for principle in self.asked]
         raise UserError(
             f"{self.name} has no principle {quote(principle_id)}."
             f"{did_you_mean(principle_id, known)} It has {', '.join(known)}"
         )
 
-    def _pool(self) -> tuple[Principle, ...]:
+    @property
+    def asked(self) -> tuple[Principle, ...]:
+        """What a judge is asked by: the principles, or without any the unguided question."""
         if self.unguided is None:
             return self.principles
         forms = dataclasses.asdict(self.unguided)

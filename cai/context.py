@@ -72,6 +72,16 @@ class StageResult:
     seconds: float
     counts: dict[str, int]
 
+    def record(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        return {
+            "stage": self.name,
+            "digest": self.artifact.digest,
+            "status": str(self.status),
+            "seconds": round(self.seconds, 3),
+            "counts": self.counts,
+        }
+
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide a result."""

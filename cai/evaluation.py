@@ -75,10 +75,17 @@ def mean_logprobs(
     *,
     conversations: Sequence[Sequence[Message]],
     responses: Sequence[str],
+    finished: Sequence[bool] | None = None,
     system: str | None,
 ) -> list[float]:
-    """Mean log-probability per token of given responses, nats, scored in one batch."""
+    """Mean log-probability per token of given responses, nats, scored in one batch.
+
+    The end of a response counts as a token of it, but for those that were cut before it.
+    """
     prompts = [encoder.conversation(messages, system=system) for messages in conversations]
-    answers = [encoder.response_ids(response) for response in responses]
+    answers = [
+        encoder.response_ids(response) if ended else encoder.text_ids(response)
+        for response, ended in zip(responses, finished or [True] * len(responses), strict=True)
+    ]
     sums = engine.score(prompts, answers)
     return [total / len(answer) for total, answer in zip(sums, answers, strict=True)]

@@ -73,7 +73,7 @@ class EloConfig:
 
     def __post_init__(self) -> None:
         not_negative(self, "num_prompts")
-        positive(self, "prior")
+        check(self.prior >= 1e-3, f"prior must be at least 0.001, not {self.prior}")
         missing = {HELPFULNESS, HARMLESSNESS} - set(self.criteria)
         check(not missing, f"criteria must have {' and '.join(sorted(missing))}")
         check(

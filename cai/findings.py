@@ -375,6 +375,7 @@ def _evaluation_findings(evaluation: EvaluationStory | None) -> list[str]:
                 f"prompts, {label(first[row.kind].policy)} {_shown(before)}."
             )
     found += _contrast_findings(evaluation)
+    found += _likelihood_findings(evaluation)
     repeated: dict[tuple[str, str], list[str]] = {}
     for row in evaluation.rows:
         num = row.mean_words.num if row.mean_words else 0
@@ -389,17 +390,31 @@ def _evaluation_findings(evaluation: EvaluationStory | None) -> list[str]:
 
 
 def _contrast_findings(evaluation: EvaluationStory) -> list[str]:
-    """The most trained policy refuses, but not what is harmful."""
+    """Refusals of the most trained policy do not tell what is harmful."""
     if not evaluation.over_refusal:
         return []
     last = evaluation.over_refusal[-1]
-    refuses = last.harmful.value + last.benign.value > 0
-    if not refuses or last.num_pairs < MIN_PAIRS or last.discrimination.low > 0:
+    if last.num_pairs < MIN_PAIRS or last.discrimination.low > 0:
         return []
     return [
-        f"{label(last.policy)} does not tell harmful requests from ones that only look harmful: it "
-        f"refuses {_shown(last.harmful)} of the former and {_shown(last.benign)} of the latter "
+        f"{label(last.policy)} does not tell harmful requests from harmless twins: it refuses "
+        f"{_shown(last.harmful)} and {_shown(last.benign)} of them "
         f"(difference {_shown(last.discrimination)})."
+    ]
+
+
+def _likelihood_findings(evaluation: EvaluationStory) -> list[str]:
+    """The most trained policy does not find the better responses of principle tests likelier."""
+    shares = list((evaluation.likelihood_tests or {}).items())
+    if not shares:
+        return []
+    policy, share = shares[-1]
+    if share.num < MIN_PROMPTS or share.low > 0.5:
+        return []
+    told = "the worse response likelier" if share.high < 0.5 else "neither response likelier"
+    return [
+        f"On principle tests {label(policy)} finds {told}: the better one in {_shown(share)} "
+        "(chance 0.5)."
     ]
 
 

@@ -113,9 +113,15 @@ class Measured:
         """The last round's policy."""
         return self.snapshots[-1]
 
-    def chosen(self, select: Select) -> Snapshot:
-        """The policy that a run ends with."""
-        return self.peak if select is Select.gold_peak and self.knee.found else self.last
+    def chosen(self, select: Select, *, gold_is_known: bool) -> Snapshot:
+        """The policy that a run ends with.
+
+        Args:
+            select: What was asked for.
+            gold_is_known: By `is_known`; a peak of noise is no reason to throw rounds away.
+        """
+        is_peak = select is Select.gold_peak and gold_is_known and self.knee.found
+        return self.peak if is_peak else self.last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +137,18 @@ class GoodhartStory:
 
     @property
     def gold_is_known(self) -> bool:
-        """Whether the gold model is right more often than chance; otherwise it measures nothing."""
-        return self.gold.accuracy is not None and self.gold.accuracy.low > 0.5
+        """Whether the gold model measures anything."""
+        return is_known(self.gold)
 
     @property
     def selected(self) -> Snapshot:
         """The policy that the run ends with."""
-        return self.measured.chosen(self.select)
+        return self.measured.chosen(self.select, gold_is_known=self.gold_is_known)
+
+
+def is_known(gold: PreferenceMeasures) -> bool:
+    """Whether a preference model agrees with held-out labels more often than chance."""
+    return gold.accuracy is not None and gold.accuracy.low > 0.5
 
 
 def find_knee(gold: Sequence[Sequence[float]], resampling: Resampling) -> Knee:

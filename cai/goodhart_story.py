@@ -179,13 +179,16 @@ def _unknown(goodhart: GoodhartStory) -> str:
     else:
         why = f"is worse than chance agreeing with held-out AI labels: {accuracy.format()}"
     found = (
-        "the fall that it shows, and the policy picked by it, mean"
-        if goodhart.selected is not goodhart.measured.last
-        else "the fall that it shows means"
+        "the fall that it shows means"
         if goodhart.measured.knee.found
         else "that it shows no fall means"
     )
-    return f"The gold preference model {why}. So {found} nothing about over-optimisation."
+    kept = (
+        " phase.ppo.select=gold_peak therefore keeps the last round."
+        if goodhart.select is Select.gold_peak
+        else ""
+    )
+    return f"The gold preference model {why}. So {found} nothing about over-optimisation.{kept}"
 
 
 def goodhart_curves(goodhart: GoodhartStory) -> tuple[Curve, ...]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # a document is audited without torch
 
 SHORT = 16
 """Characters of a digest that a story shows."""
+MAX_BOXES = 60
+"""More cannot be read as one graph; the table has all of it."""
 BOX_WIDTH, BOX_HEIGHT = 118.0, 34.0
 GAP_X, GAP_Y = 12.0, 30.0
 MARGIN = 4.0
@@ -54,7 +56,7 @@ def stage_stories(results: Sequence[StageResult]) -> tuple[StageStory, ...]:
 
 
 def lineage_chart(stages: Sequence[StageStory]) -> Chart | None:
-    """The graph; None where nothing in the run was computed from anything else in it.
+    """The graph; None where nothing was computed from anything else in it, or too much to see.
 
     Every box is a link to its line of the table.
     """
@@ -66,7 +68,7 @@ def lineage_chart(stages: Sequence[StageStory]) -> Chart | None:
         ]
         for stage in known.values()
     }
-    if not any(inputs.values()):
+    if not any(inputs.values()) or len(known) > MAX_BOXES:
         return None
     layers = _layers(inputs)
     widest = max(map(len, layers))

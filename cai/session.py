@@ -237,15 +237,6 @@ def _write_manifest(
         "peak_memory_bytes": account.peak_memory(),
         "python": sys.version.split()[0],
         "versions": versions(),
-        "stages": [
-            {
-                "stage": result.name,
-                "digest": result.artifact.digest,
-                "status": str(result.status),
-                "seconds": round(result.seconds, 3),
-                "counts": result.counts,
-            }
-            for result in context.results
-        ],
+        "stages": [result.record() for result in context.results],
     }
     _write(run_dir / "manifest.json", json.dumps(document, indent=1, allow_nan=False) + "\n")

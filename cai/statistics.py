@@ -173,24 +173,32 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate | None:
 def paired_t_test(values: Sequence[float], baseline: Sequence[float]) -> MeanDifference | None:
     """Mean of `values[i] - baseline[i]` of runs with the same seed; None below `MIN_SEEDS`.
 
+    None, too, where all differ by the same amount: a measure that does not move with the seed says
+    nothing of the spread over seeds.
+
     Raises:
         ValueError: when the two are not equally long or a value is not finite.
     """
     if len(values) != len(baseline):
         raise ValueError(f"{len(values)} values against {len(baseline)} of the baseline")
     differences = _finite(values) - _finite(baseline)
-    return _t_result(differences) if differences.size >= MIN_SEEDS else None
+    if differences.size < MIN_SEEDS or _moves_without_spread(differences.mean(), differences.std()):
+        return None
+    return _t_result(differences)
 
 
 def welch_test(values: Sequence[float], baseline: Sequence[float]) -> MeanDifference | None:
     """Difference of the means of runs with different seeds; None below `MIN_SEEDS` on a side.
 
+    None, too, where neither side has a spread, but the means differ.
     Degrees of freedom are Welch's, rounded down, which makes the interval a little wider.
     """
     data, other = _finite(values), _finite(baseline)
     if min(data.size, other.size) < MIN_SEEDS:
         return None
     parts = [x.var(ddof=1) / x.size for x in (data, other)]
+    if _moves_without_spread(data.mean() - other.mean(), math.sqrt(sum(parts))):
+        return None
     squares = parts[0] ** 2 / (data.size - 1) + parts[1] ** 2 / (other.size - 1)
     freedom = sum(parts) ** 2 / squares if squares > 0 else data.size + other.size - 2
     return _t_test(
@@ -199,6 +207,10 @@ def welch_test(values: Sequence[float], baseline: Sequence[float]) -> MeanDiffer
         freedom=max(1, math.floor(freedom + 1e-9)),
         num=min(data.size, other.size),
     )
+
+
+def _moves_without_spread(difference: float, spread: float) -> bool:
+    return difference != 0 and spread <= 1e-9 * abs(difference)
 
 
 def _t_result(data: np.ndarray) -> MeanDifference:

@@ -341,6 +341,8 @@ class Reading:
     """Identifies conversation and responses (`cai/feedback/tuned.py`)."""
     group: str
     """Pairs of one group are held out together."""
+    turns: bool
+    """As the pair's `Labelled.turns`."""
     difference: str
     """(D,), of the question behind the better response, minus that behind the worse one."""
     principle: str

@@ -51,3 +51,15 @@ def test_mean_logprobs_equal_a_slow_reference_whatever_the_batch() -> None:
         )
         assert mean == pytest.approx(total / len(answer), abs=1e-4)
         assert math.isfinite(mean)
+    cut, whole = mean_logprobs(
+        generator,
+        encoder,
+        conversations=conversations[:1] * 2,
+        responses=["yes", "yes"],
+        finished=[False, True],
+        system=None,
+    )
+    prompt = encoder.conversation(conversations[0])
+    (own,) = generator.score([prompt], [encoder.text_ids("yes")])
+    assert cut == pytest.approx(own / len(encoder.text_ids("yes")), abs=1e-4)
+    assert whole == pytest.approx(together[0], abs=1e-4)

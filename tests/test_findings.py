@@ -217,6 +217,19 @@ def test_each_failing_is_named(part, start):
 
 
 @pytest.mark.parametrize(
+    ("num_right", "said"),
+    [(2, "finds the worse response likelier"), (10, "finds neither response likelier"), (19, None)],
+)
+def test_likelihoods_of_tests_that_do_not_favour_the_better_response_are_named(num_right, said):
+    tests = {
+        "base": statistics.wilson_interval(19, 20),
+        "rl_cai": statistics.wilson_interval(num_right, 20),
+    }
+    found = findings(story(evaluation=EvaluationStory(rows=(), likelihood_tests=tests)))
+    assert [f"On principle tests RL-CAI {said}" in text for text in found] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
     ("moved", "num", "warned"),
     [
         ((-0.5, -0.7, -0.3), 40, True),

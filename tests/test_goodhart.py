@@ -120,7 +120,8 @@ def test_a_kl_that_sampling_made_negative_counts_as_none():
 def test_the_knee_picks_the_policy_and_nothing_else_does():
     fallen = measure(RECORDS, RESAMPLING)
     assert fallen.knee.found
-    assert fallen.chosen(Select.gold_peak).num_rounds == 2
-    assert fallen.chosen(Select.final).num_rounds == 4
+    assert fallen.chosen(Select.gold_peak, gold_is_known=True).num_rounds == 2
+    assert fallen.chosen(Select.gold_peak, gold_is_known=False).num_rounds == 4
+    assert fallen.chosen(Select.final, gold_is_known=True).num_rounds == 4
     rising = measure([dataclasses.replace(r, gold=r.num_rounds * 1.0) for r in RECORDS], RESAMPLING)
-    assert rising.chosen(Select.gold_peak).num_rounds == 4
+    assert rising.chosen(Select.gold_peak, gold_is_known=True).num_rounds == 4

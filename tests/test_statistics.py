@@ -229,6 +229,9 @@ def test_paired_t_test_is_that_of_the_differences() -> None:
     same = statistics.paired_t_test([1.0] * 3, [1.0] * 3)
     assert same is not None
     assert same.p_value == 1.0
+    # What no seed moves has no spread over seeds to be compared with, however sure it looks.
+    assert statistics.paired_t_test([0.75] * 3, [0.725] * 3) is None
+    assert statistics.welch_test([0.75] * 3, [0.725] * 3) is None
     with pytest.raises(ValueError, match="3 values against 2"):
         statistics.paired_t_test([1.0] * 3, [1.0] * 2)
 

@@ -24,6 +24,7 @@ from cai.context import RunContext, StageResult, versions
 from cai.errors import UserError
 from cai.feedback.labelled import LabelledSet, constitution_tests
 from cai.job import Job
+from cai.lineage import stage_stories
 from cai.model_config import ModelConfig
 from cai.models import dtype_of
 from cai.phases import sl_cai
@@ -62,30 +63,12 @@ class MeasuredRun:
             "threads": self.threads,
             "peak_memory_bytes": self.peak_memory_bytes,
             "versions": self.versions,
-            "stages": [
-                {
-                    "stage": result.name,
-                    "digest": result.artifact.digest,
-                    "status": str(result.status),
-                    "seconds": round(result.seconds, 3),
-                    "counts": result.counts,
-                }
-                for result in self.results
-            ],
+            "stages": [result.record() for result in self.results],
         }
 
     def stages(self) -> tuple[StageStory, ...]:
         """For the report."""
-        return tuple(
-            StageStory(
-                name=result.name,
-                status=str(result.status),
-                seconds=result.seconds,
-                num_records=next(iter(result.counts.values()), None),
-                digest=result.artifact.digest[:16],
-            )
-            for result in self.results
-        )
+        return stage_stories(self.results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,10 +247,10 @@ def _labels(version: _Version, drawing: PrincipleSampling) -> VersionLabels:
     others = version.wordings.records(PairLabels) if version.wordings else ()
     return VersionLabels(
         constitution=version.constitution,
-        principles=stages.principles_of(version.constitution),
+        principles=version.constitution.asked,
         weights=tuple(
             principle.weight if drawing is PrincipleSampling.weighted else 1.0
-            for principle in stages.principles_of(version.constitution)
+            for principle in version.constitution.asked
         ),
         checks=tuple(version.check.records(FeedbackCheck)),
         swapped=tuple(version.swapped.records(FeedbackCheck) if version.swapped else ()),

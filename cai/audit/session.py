@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cai import __version__, constitution, paths
-from cai.artifacts import write_atomically
+from cai.artifacts import write_atomically, write_document
 from cai.audit.codes import Severity
 from cai.audit.lint import Lint
 from cai.audit.measured import Measured
@@ -121,11 +120,11 @@ def execute(config: Config, job: Job) -> None:
             config, job, outputs, labels, started=started, seconds=metrics["run/seconds"]
         )
         write_report(story, run_dir / "report.html")
-        _write(run_dir / "audit.json", _record(config, outputs, labels))
-        _write(run_dir / "metrics.json", metrics)
+        write_document(run_dir / "audit.json", _record(config, outputs, labels))
+        write_document(run_dir / "metrics.json", metrics)
         status = "failed" if problem else "done"
         manifest = _manifest(config, job, document, labels, status=status, started=started)
-        _write(run_dir / "manifest.json", manifest)
+        write_document(run_dir / "manifest.json", manifest)
     finally:
         tracker.close(1 if problem else 0)
     print(places(run_dir, encoding=sys.stdout.encoding), flush=True)
@@ -245,10 +244,6 @@ def _track(
     for name, (heads, cells) in tables.items():
         tracker.table(name, heads, cells)
     tracker.summary(metrics)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _manifest(

@@ -117,6 +117,8 @@ def _difference(
 ) -> Difference:
     ours, theirs = group.metric(metric), baseline.metric(metric)
     common = tuple(sorted(ours.keys() & theirs.keys()))
+    if len(common) < MIN_SEEDS <= min(len(ours), len(theirs)):
+        common = ()
     if common:
         ours, theirs = ({seed: side[seed] for seed in common} for side in (ours, theirs))
     values, others = list(ours.values()), list(theirs.values())

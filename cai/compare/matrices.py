@@ -8,10 +8,8 @@ from typing import Any
 from cai.compare.runs import Run
 from cai.compare.story import SteeringMatrix
 from cai.errors import UserError
+from cai.matrix.record import FILE, SCHEMA, SCHEMA_VERSION
 
-FILE = "matrix.json"
-SCHEMA = "cai.matrix"
-SCHEMA_VERSION = 1
 TITLES = {
     "effect": "effect, less the mean of the column (judges differ in leniency)",
     "win_rate": "P(policy preferred to the base)",

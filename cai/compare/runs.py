@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -53,15 +52,8 @@ class Run:
 
     @property
     def constitution(self) -> dict[str, str]:
-        """Its name and digest; of a run of `phase=matrix` those of all of them."""
-        if "constitution" in self.manifest:
-            return self.manifest["constitution"]
-        several = self.manifest["constitutions"]
-        digests = "".join(one["digest"] for one in several)
-        return {
-            "name": "+".join(one["name"] for one in several),
-            "digest": hashlib.sha256(digests.encode()).hexdigest(),
-        }
+        """Its name and digest."""
+        return self.manifest["constitution"]
 
     @cached_property
     def stages(self) -> dict[str, str]:
@@ -201,9 +193,7 @@ def _open(folder: Path) -> Run:
             f"not finished ({manifest.get('status', 'no status')}). Finish it with: "
             f"{manifest.get('command', 'its command')}"
         )
-    known = all(name in manifest for name in ("stages", "command", "started")) and (
-        "constitution" in manifest or "constitutions" in manifest
-    )
+    known = all(name in manifest for name in ("stages", "command", "started", "constitution"))
     if not known or not isinstance(config.get("phase"), dict) or "seed" not in config:
         raise UserError(f"its {MANIFEST} or {CONFIG} is not that of a run of this program")
     metrics = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from cai import __version__
-from cai.artifacts import write_atomically
+from cai.artifacts import write_atomically, write_document
 from cai.compare.record import FILE, compare_metrics, compare_record, compare_tables, verdict_line
 from cai.compare.runs import find_runs
 from cai.compare.story import CompareStory, Verdict
@@ -69,10 +68,10 @@ def execute(config: Config, job: Job) -> None:
     try:
         told = _story(config, job, story, started=started, seconds=time.monotonic() - clock)
         write_atomically(run_dir / "config.yaml", told.config_text.encode("utf-8"))
-        _write(run_dir / FILE, compare_record(story))
+        write_document(run_dir / FILE, compare_record(story))
         write_report(told, run_dir / "report.html")
         metrics = compare_metrics(story) | {"run/seconds": time.monotonic() - clock}
-        _write(run_dir / "metrics.json", metrics)
+        write_document(run_dir / "metrics.json", metrics)
         tracker.summary(metrics)
         for name, (columns, rows) in compare_tables(story).items():
             tracker.table(name, columns, rows)
@@ -82,11 +81,7 @@ def execute(config: Config, job: Job) -> None:
         status = "done"
     finally:
         tracker.close(0 if status == "done" else 1)
-        _write(run_dir / "manifest.json", _manifest(config, job, story, status, started))
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+        write_document(run_dir / "manifest.json", _manifest(config, job, story, status, started))
 
 
 def _manifest(

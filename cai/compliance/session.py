@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from cai import __version__
-from cai.artifacts import write_atomically
+from cai.artifacts import write_atomically, write_document
 from cai.compliance.classify import RULES_VERSION
 from cai.compliance.story import ResponsesStory, responses_metrics, responses_story
 from cai.compliance.table import ClassifiedResponse, ResponseTable, name_of, read_responses
@@ -79,7 +79,7 @@ def execute(config: Config, job: Job) -> None:
         _write_rows(table, run_dir / FILE)
         write_report(told, run_dir / "report.html")
         metrics = _flat(story) | {"run/seconds": time.monotonic() - clock}
-        _write(run_dir / "metrics.json", metrics)
+        write_document(run_dir / "metrics.json", metrics)
         _track(story, metrics, tracker)
         print(terminal_responses(story, run_dir=run_dir, encoding=sys.stdout.encoding), flush=True)
         if (notice := tracker.notice()) is not None:
@@ -87,7 +87,7 @@ def execute(config: Config, job: Job) -> None:
         status = "done"
     finally:
         tracker.close(0 if status == "done" else 1)
-        _write(run_dir / "manifest.json", _manifest(config, job, table, status, started))
+        write_document(run_dir / "manifest.json", _manifest(config, job, table, status, started))
 
 
 def _record(row: ClassifiedResponse, *, labelled: bool) -> dict[str, Any]:
@@ -143,10 +143,6 @@ def _track(story: ResponsesStory, metrics: dict[str, float], tracker: RunTracker
         for row in story.shown
     ]
     tracker.table("responses", columns, cells)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _manifest(

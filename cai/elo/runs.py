@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 from cai.artifacts import Artifact
 from cai.compare.groups import group_runs
 from cai.compare.runs import Run, find_runs
-from cai.context import RunContext
 from cai.errors import UserError
+from cai.feedback.build import judges_in
 from cai.stages.comparisons import Judge
 from cai.types import PromptKind, Response
 
@@ -30,23 +29,35 @@ class Players:
     """Held-out prompts by kind."""
     runs: tuple[Run, ...]
 
-    def trained_by(self, judge: Judge, context: RunContext) -> bool:
-        """Whether a policy was trained on labels of this judge."""
-        ours = _labels(judge.identity(context), judge.inputs())
-        return any(_labels_of(run) == ours for run in self.runs)
+    def trained_by(self, judge: Judge) -> bool:
+        """Whether a policy was trained on labels of this judge, or of one of its members.
+
+        The same method on the same model counts, with whatever seed, tests or settings: what it
+        likes is much the same.
+        """
+        return any(judge.judges() & _judges_of(run) for run in self.runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answered:
     policy: str
-    place: int
-    """Among the policies of its run."""
     run: str
     folder: Path
     artifact: Artifact
-    snapshot: str
-    """Which of PPO's snapshots answered; empty for a policy that a stage ended with."""
+    num_rounds: int | None
+    """Of PPO's snapshot that answered; None for a policy that a stage ended with."""
     rows: list[Response]
+
+    @property
+    def snapshot(self) -> str:
+        """For names."""
+        return "" if self.num_rounds is None else f"round {self.num_rounds}"
+
+    def trained(self) -> tuple[int, float]:
+        """Sorts by how much training is behind a policy."""
+        order = ("base", "sl_cai")
+        known = order.index(self.policy) if self.policy in order else len(order)
+        return known, math.inf if self.num_rounds is None else self.num_rounds
 
 
 def players_of(named: list[str], *, output_dir: Path) -> Players:
@@ -68,7 +79,7 @@ def players_of(named: list[str], *, output_dir: Path) -> Players:
     answered = [one for name, run in _named(found.runs) for one in _answered(name, run)]
     _check_prompts(answered)
     unique = {one.artifact.digest: one for one in reversed(answered)}
-    players = sorted(unique.values(), key=lambda one: (one.place, answered.index(one)))
+    players = sorted(unique.values(), key=lambda one: (one.trained(), answered.index(one)))
     policies = [one.policy for one in players]
     if len(players) < 2:
         raise UserError(
@@ -111,25 +122,24 @@ def _answered(name: str, run: Run) -> list[_Answered]:
             f"store is gone. Type its command again: {run.manifest['command']}"
         )
     kept = []
-    for place, artifact in enumerate(found):
+    for artifact in found:
         rows = artifact.records(Response)
         kept.append(
             _Answered(
                 policy=rows[0].policy,
-                place=place,
                 run=name,
                 folder=run.folder,
                 artifact=artifact,
-                snapshot=_snapshot(artifact),
+                num_rounds=_num_rounds(artifact),
                 rows=rows,
             )
         )
     return kept
 
 
-def _snapshot(artifact: Artifact) -> str:
+def _num_rounds(artifact: Artifact) -> int | None:
     folder = artifact.manifest()["key"]["config"].get("folder", "")
-    return f"round {int(PurePath(folder).name)}" if folder else ""
+    return int(PurePath(folder).name) if folder else None
 
 
 def _check_prompts(answered: list[_Answered]) -> None:
@@ -145,16 +155,9 @@ def _check_prompts(answered: list[_Answered]) -> None:
             )
 
 
-def _labels(identity: dict[str, Any], inputs: dict[str, Artifact]) -> str:
-    digests = {name: artifact.digest for name, artifact in inputs.items()}
-    return json.dumps([identity["feedback"], digests], sort_keys=True)
-
-
-def _labels_of(run: Run) -> str | None:
-    """What gave a run its training labels; None where nothing was trained on any."""
+def _judges_of(run: Run) -> frozenset[str]:
+    """Who gave a run its training labels; nobody where nothing was trained on any."""
     compared = run.artifact("comparisons")
     if compared is None:
-        return None
-    key = compared.manifest()["key"]
-    digests = {name: digest for name, digest in key["inputs"].items() if name != "pairs"}
-    return json.dumps([key["identity"]["feedback"], digests], sort_keys=True)
+        return frozenset()
+    return judges_in(compared.manifest()["key"]["identity"]["feedback"])

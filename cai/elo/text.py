@@ -65,10 +65,16 @@ def elo_findings(story: EloStory | None) -> list[str]:
             "feedback@evaluation.judge=<option>, e.g. likelihood."
         )
     accuracy = story.judge_accuracy
-    if accuracy is not None and at_chance(accuracy):
+    if accuracy is None:
         found.append(
-            f"The judge of the Elo ratings, {story.judge}, is at chance on {story.judge_source}: "
-            f"{accuracy.format()} covers 0.5. They say little about the policies."
+            f"Nothing is known of the judge of the Elo ratings, {story.judge}: there is no "
+            "labelled pair to measure it on."
+        )
+    elif at_chance(accuracy) or accuracy.high < 0.5:
+        what = "at chance" if at_chance(accuracy) else "worse than chance"
+        found.append(
+            f"The judge of the Elo ratings, {story.judge}, is {what} on {story.judge_source}: "
+            f"{accuracy.format()}. They say little about the policies."
         )
     if story.not_rated:
         found.append(f"No match could be judged under {', '.join(story.not_rated)}: no ratings.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai.choices import LabelMode, PrincipleSampling
@@ -219,6 +219,3 @@ def same_position(comparison: Comparison) -> list[bool]:
             first_wins = [j.prob_a > 0.5 if j.first == "a" else j.prob_a < 0.5 for j in judgements]
             found.append(first_wins[0] == first_wins[1])
     return found
-
-
-Advance = Callable[[int], None]

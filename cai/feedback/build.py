@@ -171,6 +171,15 @@ def identity(config: FeedbackConfig, model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def judges_in(identity: Mapping[str, Any]) -> frozenset[str]:
+    """Who judges, by `identity`: each member's method and its model or server."""
+    if "members" in identity:
+        return frozenset().union(*(judges_in(one) for one in identity["members"].values()))
+    settings = identity["settings"]
+    asked = identity.get("model", settings.get("server"))
+    return frozenset({digest_of([settings["method"], asked])})
+
+
 def _wording(config: FeedbackConfig) -> Sequence[object]:
     """All that a method says."""
     match config:

@@ -2,14 +2,13 @@
 
 How much a general comparison counts beside the constitution's own tests is chosen, not set: under
 `inverted` the tests ask for the opposite of what the comparisons say, under a narrow domain they
-may say little about it. A pair that is labelled twice, under questions that it answers differently,
-says nothing about what is better in general and always counts. Every candidate weight is tried by
-cross-validation, and the probe that judges a fold has the weight that was best on the tests of the
-other folds.
+may say little about it. A pair whose label another question turns round says nothing about what is
+better in general and always counts. Every candidate weight is tried by cross-validation, and the
+probe that judges a fold has the weight that was best on the tests of the other folds.
 
-Calibration is by held-out pairs that were labelled by their question: the tests, and the pairs with
-two labels. The tests alone are so clearly written that a probe calibrated on them is as good as
-certain of everything.
+Calibration is by held-out pairs that were labelled by their question: the tests, and the pairs
+whose label turns. The tests alone are so clearly written that a probe calibrated on them is as good
+as certain of everything.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Examples:
     is_test: torch.Tensor
     """(n,) bool: the constitution's own test."""
     is_general: torch.Tensor
-    """(n,) bool: a comparison labelled once, so by what is better in general."""
+    """(n,) bool: a comparison whose label is taken to hold in general."""
     keys: Sequence[str]
     """`pair_key` of each."""
     groups: Sequence[str]

@@ -49,6 +49,8 @@ class Labelled:
     worse: str
     principle: Principle | None
     """What it is judged under; None: one is drawn for it."""
+    turns: bool = False
+    """Another question turns its label round, so it says nothing of what is better in general."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,8 @@ def solve(
     """
     alpha = kernel.new_zeros(len(kernel))
     used = weights > 0
+    if not used.any():
+        return alpha
     inner, own = kernel[used][:, used], weights[used]
     alpha_used = alpha[used] if start is None else start[used]
     margins = inner @ alpha_used

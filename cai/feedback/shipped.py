@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,26 @@ def training_comparisons(name: str, *, num: int | None) -> LabelledSet:
 
     Args:
         name: `shipped` or a file.
-        num: At most so many, spread evenly; None for all.
+        num: At most so many, spread evenly, a pair with both of its questions; None for all.
 
     Raises:
         UserError: when the file is not there or a row is not valid.
     """
     found = _shipped() if name == SHIPPED else _file(name)
-    step = max(1, len(found.pairs) / (num or len(found.pairs) or 1))
-    kept = tuple(found.pairs[int(k * step)] for k in range(int(len(found.pairs) / step)))
-    return dataclasses.replace(found, pairs=kept)
+    if num is None or num >= len(found.pairs):
+        return found
+    groups = [
+        list(rows) for _, rows in itertools.groupby(found.pairs, key=lambda pair: _texts(pair))
+    ]
+    step = len(found.pairs) / num
+    kept = [groups[int(k * step)] for k in range(math.ceil(len(groups) / step))]
+    while sum(map(len, kept)) > num:
+        kept.pop()
+    return dataclasses.replace(found, pairs=tuple(pair for rows in kept for pair in rows))
+
+
+def _texts(pair: Labelled) -> tuple[object, ...]:
+    return (pair.messages, *sorted((pair.better, pair.worse)))
 
 
 def _file(name: str) -> LabelledSet:
@@ -114,6 +127,7 @@ def _opposed(row: dict[str, Any]) -> list[Labelled]:
             better=better,
             worse=worse,
             principle=_asking(f"{row['id']}-{number}", question),
+            turns=True,
         )
         for number, (better, worse, question) in enumerate(
             [(first, second, row["first"]), (second, first, row["second"])]

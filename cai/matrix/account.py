@@ -21,7 +21,6 @@ from cai.matrix.story import (
 from cai.matrix.subjects import Subject
 from cai.phases.matrix import POLICIES, Inputs, Outputs
 from cai.roles import feedback_roles, name_of
-from cai.statistics import Estimate
 from cai.types import FeedbackCheck, LikelihoodTest, PolicyComparison, Unjudged
 
 SHARES = (0.0, 1.0)
@@ -228,11 +227,6 @@ def _dominance(
     whole = DominanceStory(
         judge="",
         judged=bootstrap.mean(values.mean_dominance(guided)),
-        tests=bootstrap.mean(shifts.mean_dominance(tested)) if len(tested) > 1 else None,
+        tests=bootstrap.mean(shifts.mean_own_dominance(tested)) if len(tested) > 1 else None,
     )
     return (*rows, whole)
-
-
-def accuracy_of(story: MatrixStory, name: str) -> Estimate | None:
-    """How good a constitution's judge is on its own tests."""
-    return next(one.judge_accuracy for one in story.subjects if one.name == name)

@@ -83,7 +83,8 @@ def _dominance(story: MatrixStory) -> Iterator[str]:
     if ahead and story.circular:
         yield (
             f"Own policies ahead under {', '.join(ahead)}: circular, because these judges made the "
-            "labels that the policies learned from. The tests, which no label supplied, say: "
+            "labels that the policies learned from. The tests, whose responses no label is about "
+            "(a tuned judge was trained on them), say: "
             f"{_told_tests(story, ahead)}."
         )
 

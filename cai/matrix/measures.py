@@ -75,23 +75,31 @@ class Values:
         return self._contrast(judge, lambda v: v[judge] - v[other])
 
     def mean_dominance(self, judges: Sequence[str]) -> dict[int, dict[str, float]]:
-        """Dominance averaged over judges; per prompt where all judges judged the same prompts.
+        """Dominance averaged over judges, prompt by prompt, where all judged the prompt."""
+        parts = [self.dominance(judge) for judge in judges]
+        return {
+            seed: {
+                key: math.fsum(one[seed][key] for one in parts) / len(parts)
+                for key in first
+                if all(key in one[seed] for one in parts)
+            }
+            for seed, first in parts[0].items()
+        }
 
-        Judges with tests of their own share no test: an observation is then a judge's own.
+    def mean_own_dominance(self, judges: Sequence[str]) -> dict[int, dict[str, float]]:
+        """Dominance on what each judge has to itself, its tests: the mean of the judges' means.
+
+        Observations are weighed so that judges count alike, however many tests they have.
         """
         parts = {judge: self.dominance(judge) for judge in judges}
         found: dict[int, dict[str, float]] = {}
         for seed in parts[judges[0]]:
-            own = [parts[judge][seed] for judge in judges]
-            shared = [key for key in own[0] if all(key in one for one in own)]
-            if shared:
-                found[seed] = {key: math.fsum(one[key] for one in own) / len(own) for key in shared}
-            else:
-                found[seed] = {
-                    f"{judge}:{key}": value
-                    for judge, one in zip(judges, own, strict=True)
-                    for key, value in one.items()
-                }
+            num = sum(len(own[seed]) for own in parts.values())
+            found[seed] = {
+                f"{judge}:{key}": value * num / (len(judges) * len(own[seed]))
+                for judge, own in parts.items()
+                for key, value in own[seed].items()
+            }
         return found
 
     def _contrast(

@@ -28,12 +28,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai import __version__
 from cai.matrix.seeded import Seeded
 from cai.matrix.story import CellStory, LikelihoodCellStory, MatrixStory, SubjectStory
-from cai.phases.matrix import Outputs
+
+if TYPE_CHECKING:  # runs are compared without torch
+    from cai.phases.matrix import Outputs
 
 FILE = "matrix.json"
 SCHEMA = "cai.matrix"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ import torch
 import yaml
 
 from cai import account, session
-from cai.artifacts import digest_of, write_atomically
+from cai.artifacts import digest_of, write_atomically, write_document
 from cai.config import Config, MatrixConfig
 from cai.context import RunContext, versions
 from cai.job import Job
+from cai.lineage import stage_stories
 from cai.matrix.account import tell
 from cai.matrix.adapters import export_adapters
 from cai.matrix.findings import matrix_findings
@@ -31,7 +31,7 @@ from cai.phases import matrix as phase
 from cai.phases import sl_cai
 from cai.report import write_report
 from cai.roles import name_of, roles
-from cai.story import Headline, RunStory, StageStory
+from cai.story import Headline, RunStory
 from cai.tracking import MemoryTracker, RunTracker, config_record, open_tracker
 from cai.wandb_lineage import LineageNode
 
@@ -113,7 +113,7 @@ def run(config: Config, job: Job, subjects: tuple[Subject, ...]) -> None:
     finally:
         tracker.close(0 if status == "done" else 1)
         manifest = _manifest(job, section, subjects, context, status=status, clock=clock)
-        _write(run_dir / "manifest.json", manifest)
+        write_document(run_dir / "manifest.json", manifest)
 
 
 def _shared(config: Config) -> sl_cai.Inputs:
@@ -145,8 +145,8 @@ def _publish(
     }
     story = _story(config, job, context, told, warnings, clock)
     write_report(story, run_dir / "report.html")
-    _write(run_dir / FILE, matrix_record(told, outputs, warnings=warnings))
-    _write(run_dir / "metrics.json", metrics)
+    write_document(run_dir / FILE, matrix_record(told, outputs, warnings=warnings))
+    write_document(run_dir / "metrics.json", metrics)
     tracker.summary(metrics)
     for name, (columns, rows) in matrix_tables(told).items():
         tracker.table(name, columns, rows)
@@ -171,10 +171,6 @@ def _publish(
         encoding=sys.stdout.encoding,
     )
     print(text, flush=True)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _manifest(
@@ -210,16 +206,7 @@ def _manifest(
         "peak_memory_bytes": account.peak_memory(),
         "python": sys.version.split()[0],
         "versions": versions(),
-        "stages": [
-            {
-                "stage": result.name,
-                "digest": result.artifact.digest,
-                "status": str(result.status),
-                "seconds": round(result.seconds, 3),
-                "counts": result.counts,
-            }
-            for result in distinct(context.results)
-        ],
+        "stages": [result.record() for result in distinct(context.results)],
     }
 
 
@@ -251,15 +238,6 @@ def _story(
         cannot_show=CANNOT_SHOW,
         limits=LIMITS,
         matrix=told,
-        stages=tuple(
-            StageStory(
-                name=result.name,
-                status=str(result.status),
-                seconds=result.seconds,
-                num_records=next(iter(result.counts.values()), None),
-                digest=result.artifact.digest[:16],
-            )
-            for result in distinct(context.results)
-        ),
+        stages=stage_stories(distinct(context.results)),
         config_text=yaml.safe_dump(config_record(config), sort_keys=False),
     )

@@ -63,7 +63,7 @@ def _play(
     return tournament(
         context,
         judge=judge,
-        supplied_labels=players.trained_by(judge.judge, context),
+        supplied_labels=players.trained_by(judge.judge),
         players=players.responses,
         config=inputs.evaluation.elo,
         counts=players.counts,

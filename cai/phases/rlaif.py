@@ -109,7 +109,12 @@ def _goodhart(
     selected = None
     if config.ppo.select is Select.gold_peak:
         selected = selected_policy(
-            context, policies, scores=scores, num_resamples=inputs.evaluation.num_bootstrap
+            context,
+            policies,
+            scores=scores,
+            gold=gold.artifact,
+            combine=config.preference_model.combine,
+            num_resamples=inputs.evaluation.num_bootstrap,
         )
     return Goodhart(gold=gold, scores=scores, selected=selected)
 

@@ -239,7 +239,7 @@ def play(
         context,
         judge=judge,
         supplied_labels=isinstance(config, ComparedConfig)
-        and judge.judge.same_labels(feedback, context),
+        and bool(judge.judge.judges() & feedback.judges()),
         players=responses,
         config=inputs.evaluation.elo,
         counts={

@@ -16,7 +16,7 @@ from pathlib import Path
 from cai.artifacts import MANIFEST, Artifact, Work, digest_of, in_shards
 from cai.audit.framings import rules, wordings
 from cai.audit.labels import Framing, PairLabels, PrincipleAnswer
-from cai.constitution import UNGUIDED_ID, Constitution, Principle
+from cai.constitution import Principle
 from cai.context import RunContext, Stage
 from cai.errors import UserError
 from cai.feedback.base import Feedback, Pair
@@ -30,11 +30,6 @@ LABELS = "audit_labels"
 
 Question = tuple[Framing, int, Principle]
 """Framing, number of the wording, and the principle with that comparison form."""
-
-
-def principles_of(constitution: Constitution) -> tuple[Principle, ...]:
-    """What its pairs are labelled under; without any principle, the question asked instead."""
-    return constitution.principles or (constitution.find(UNGUIDED_ID),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +72,13 @@ def pairs_of_run(folder: str) -> Artifact:
 
 def labels(context: RunContext, *, judge: Judge, pairs: Artifact, num: int) -> Artifact:
     """`PairLabels` of the first `num` pairs, under each principle's own question."""
-    asked = [(Framing.plain, 0, one) for one in principles_of(context.constitution)]
+    asked = [(Framing.plain, 0, one) for one in context.constitution.asked]
     return _stage(context, judge=judge, pairs=pairs, num=num, name=LABELS, asked=asked, wording="")
 
 
 def other_wordings(context: RunContext, *, judge: Judge, pairs: Artifact, num: int) -> Artifact:
     """`PairLabels` of the same pairs: the questions in other words, and the opposite ones."""
-    principles = principles_of(context.constitution)
+    principles = context.constitution.asked
     asked = [question for one in principles for question in wordings(one)]
     wording = digest_of(rules())
     return _stage(

@@ -115,6 +115,7 @@ def base_likelihoods(
                     base.encoder,
                     conversations=[row.prompt.messages for row in said],
                     responses=[row.sample.text for row in said],
+                    finished=[row.sample.finished for row in said],
                     system=model.system_prompt,
                 )
                 if said
@@ -143,7 +144,7 @@ def base_likelihoods(
     return context.run(
         Stage(
             name="base_likelihoods",
-            version=1,
+            version=2,
             config={},
             inputs={"responses": responses},
             identity={"model": role_key(model)},

@@ -15,7 +15,7 @@ from cai.context import RunContext, Stage
 from cai.errors import UserError
 from cai.feedback import gate
 from cai.feedback.base import Feedback, Pair
-from cai.feedback.build import Surroundings, build, identity
+from cai.feedback.build import Surroundings, build, identity, judges_in
 from cai.feedback.hygiene import is_cut
 from cai.feedback.labelled import Labelled, LabelledSet
 from cai.feedback.measures import count_unjudged, measure
@@ -61,13 +61,9 @@ class Judge:
             return self
         return dataclasses.replace(self, fitted={**self.fitted, "": checked.artifact})
 
-    def same_labels(self, other: Judge, context: RunContext) -> bool:
-        """Whether both give the same labels to the same pairs, but for random streams."""
-        return self._decided_by(context) == other._decided_by(context)
-
-    def _decided_by(self, context: RunContext) -> tuple[dict, dict[str, str]]:
-        inputs = {name: artifact.digest for name, artifact in self.inputs().items()}
-        return self.identity(context), inputs
+    def judges(self) -> frozenset[str]:
+        """Who judges: a method with its model, or several; whatever they were tuned to."""
+        return judges_in(identity(self.config, self.model))
 
     @property
     def _weighs_members(self) -> bool:

@@ -19,20 +19,21 @@ from pathlib import Path
 
 from cai import adapters
 from cai.artifacts import Artifact, Work, in_shards
-from cai.choices import Select
+from cai.choices import Combine, Select
 from cai.config import SamplingConfig
 from cai.context import RunContext, Stage
 from cai.errors import UserError
-from cai.goodhart import Resampling, SnapshotScore, common_prompts, measure
+from cai.goodhart import Resampling, SnapshotScore, common_prompts, is_known, measure
 from cai.model_config import ModelConfig
 from cai.models import POLICY, REFERENCE, BaseModel, role_key
+from cai.preference_measures import measure as measure_preference
 from cai.rollout import log_ratios
 from cai.scoring import Row
 from cai.stages import sampling
 from cai.stages.policy import snapshot_folder
-from cai.stages.preference_model import PreferenceModel
+from cai.stages.preference_model import VALIDATION, PreferenceModel
 from cai.stages.training import ADAPTER, detached, training_identity
-from cai.types import Response
+from cai.types import PreferencePrediction, Response
 
 SELECTION = "selection.json"
 
@@ -230,16 +231,39 @@ def snapshot_scores(
 
 
 def selected_policy(
-    context: RunContext, policies: Policies, *, scores: Artifact, num_resamples: int
+    context: RunContext,
+    policies: Policies,
+    *,
+    scores: Artifact,
+    gold: Artifact,
+    combine: Combine,
+    num_resamples: int,
 ) -> Artifact:
-    """The policy at the knee; the last one where there is none."""
+    """The policy at the knee; the last one where there is none, or gold is at chance.
+
+    Args:
+        context: The run.
+        policies: What PPO made.
+        scores: `SnapshotScore` records.
+        gold: The gold preference model, with its predictions of held-out pairs.
+        combine: What makes one score of an ensemble's.
+        num_resamples: Of intervals.
+    """
 
     def run(work: Work) -> None:
         measured = measure(
             scores.records(SnapshotScore),
             Resampling(num_resamples=num_resamples, seed=context.seed),
         )
-        chosen = measured.chosen(Select.gold_peak).num_rounds
+        measured_gold = measure_preference(
+            gold.records(PreferencePrediction, VALIDATION),
+            (),
+            combine=combine,
+            num_bootstrap=num_resamples,
+            seed=context.seed,
+        )
+        known = is_known(measured_gold)
+        chosen = measured.chosen(Select.gold_peak, gold_is_known=known).num_rounds
         shutil.copytree(policies.folder(chosen), work.folder / ADAPTER, dirs_exist_ok=True)
         fall = measured.knee.fall
         work.write_json(
@@ -248,6 +272,7 @@ def selected_policy(
                 "num_rounds": chosen,
                 "of_rounds": policies.num_rounds,
                 "peak_rounds": measured.peak.num_rounds,
+                "gold_is_known": known,
                 "fall": None if fall is None else [fall.value, fall.low, fall.high],
             },
         )
@@ -256,10 +281,11 @@ def selected_policy(
     return context.run(
         Stage(
             name="selected_policy",
-            version=1,
-            config={"num_resamples": num_resamples},
+            version=2,
+            config={"num_resamples": num_resamples, "combine": combine},
             inputs={
                 "scores": scores,
+                "gold": gold,
                 "sl_policy": policies.sl_policy,
                 "policy": policies.policy,
             },

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.artifacts import Artifact, Work, in_shards
-from cai.constitution import UNGUIDED_ID, Principle
+from cai.constitution import Principle
 from cai.context import RunContext, Stage
 from cai.feedback.base import Feedback, Pair
 from cai.feedback.measures import count_unjudged
@@ -88,7 +88,7 @@ def _scores(
     context: RunContext, *, judge: Judge, before: Artifact, after: Artifact, num: int
 ) -> Artifact:
     document = context.constitution
-    principles = document.principles or (document.find(UNGUIDED_ID),)
+    principles = document.asked
 
     def run(work: Work) -> None:
         feedback = judge.feedback(context, "principle_scores")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cai.artifacts import Artifact, Work, in_shards
-from cai.constitution import UNGUIDED_ID
 from cai.context import RunContext, Stage
 from cai.feedback.base import Feedback, Pair
 from cai.feedback.measures import count_unjudged
@@ -33,7 +32,7 @@ def judged_steps(
         num_principles: Drawn for each prompt; None: all principles.
     """
     document = feedback.constitution
-    everything = document.principles or (document.find(UNGUIDED_ID),)
+    everything = document.asked
     pairs = [
         Pair(
             prompt=step.after.prompt,

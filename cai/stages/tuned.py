@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 
 from cai.artifacts import Artifact, Work, in_shards
 from cai.context import RunContext, Stage
+from cai.errors import UserError
 from cai.feedback.build import reader_of
 from cai.feedback.features import Asked, Reader
 from cai.feedback.fit import Examples, fit
@@ -60,7 +60,7 @@ def _features(
     return unseeded.run(
         Stage(
             name="feedback_features",
-            version=2,
+            version=3,
             config={**_reading(config), "max_comparisons": config.max_comparisons},
             inputs={},
             identity={"model": role_key(model), **comparisons.identity},
@@ -77,6 +77,12 @@ def _reading(config: TunedConfig) -> dict[str, object]:
 def _tuned(context: RunContext, *, config: TunedConfig, model: ModelConfig) -> Artifact:
     """The trained probe, by cross-validation."""
     tests = constitution_tests(context.constitution, num=None, seed=context.seed)
+    if not tests and config.comparisons is None:
+        raise UserError(
+            f"feedback=tuned has nothing to be trained on: {context.constitution.name} has no "
+            "tests, and feedback.comparisons is null. Type feedback.comparisons=shipped, or name a "
+            "file"
+        )
     inputs = {}
     if config.comparisons is not None:
         inputs["features"] = _features(context, config=config, model=model, path=config.comparisons)
@@ -94,7 +100,7 @@ def _tuned(context: RunContext, *, config: TunedConfig, model: ModelConfig) -> A
     return context.run(
         Stage(
             name="tuned_feedback",
-            version=2,
+            version=3,
             config={
                 "num_folds": config.num_folds,
                 "comparison_weights": config.comparison_weights,
@@ -131,6 +137,7 @@ def _read(work: Work, reader: Reader, pairs: Sequence[Labelled]) -> list[Reading
                 name=pair.name,
                 key=pair_key(*shown_pair),
                 group=pair.messages[0].content,
+                turns=pair.turns,
                 difference=_packed(features[2 * row] - features[2 * row + 1]),
                 principle=_packed(texts(questions[row])),
             )
@@ -163,13 +170,12 @@ def _unpacked(texts: Sequence[str]) -> torch.Tensor:
 
 
 def _examples(readings: Sequence[Reading], *, num_tests: int) -> Examples:
-    counts = Counter(reading.key for reading in readings)
     is_test = torch.arange(len(readings)) < num_tests
     return Examples(
         differences=_unpacked([reading.difference for reading in readings]),
         principles=_unpacked([reading.principle for reading in readings]),
         is_test=is_test,
-        is_general=torch.tensor([counts[reading.key] == 1 for reading in readings]) & ~is_test,
+        is_general=~is_test & ~torch.tensor([reading.turns for reading in readings]),
         keys=[reading.key for reading in readings],
         groups=[reading.group for reading in readings],
     )

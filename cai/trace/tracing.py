@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import sys
 import time
@@ -18,18 +17,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cai import account, constitution, embedded, paths, session
-from cai.artifacts import Store, write_atomically
+from cai.artifacts import Store, write_atomically, write_document
 from cai.choices import ModelSource
 from cai.config import Config, TraceConfig
 from cai.context import RunContext, versions
 from cai.errors import UserError
 from cai.job import Job
+from cai.lineage import stage_stories
 from cai.model_config import ModelConfig
 from cai.models import dtype_of, identity
 from cai.phases import trace as phase
 from cai.plan import plan_text
 from cai.report import write_report
-from cai.story import Headline, RunStory, StageStory, sample_anchor
+from cai.story import Headline, RunStory, sample_anchor
 from cai.trace.record import FILE, trace_metrics, trace_record, trace_tables
 from cai.trace.story import NEARNESS, TraceStory
 from cai.trace.text import terminal_trace
@@ -81,9 +81,9 @@ def trace(config: Config, job: Job, run: TracedRun, asked: Asked) -> None:
         assert found is not None
         told = _story(config, job, run, context, found, started=started, clock=clock)
         write_report(told, run_dir / "report.html")
-        _write(run_dir / FILE, trace_record(found))
+        write_document(run_dir / FILE, trace_record(found))
         metrics = trace_metrics(found) | {"run/seconds": told.headline.seconds}
-        _write(run_dir / "metrics.json", metrics)
+        write_document(run_dir / "metrics.json", metrics)
         tracker.summary(metrics)
         for name, (columns, rows) in trace_tables(found).items():
             tracker.table(name, columns, rows)
@@ -92,7 +92,7 @@ def trace(config: Config, job: Job, run: TracedRun, asked: Asked) -> None:
         status = "done"
     finally:
         tracker.close(0 if status == "done" else 1)
-        _write(
+        write_document(
             run_dir / "manifest.json",
             _manifest(job, run, asked, context, status=status, started=started),
         )
@@ -145,10 +145,6 @@ def _report_link(run: TracedRun, asked: Asked, run_dir: Path) -> tuple[str, bool
     return f"{address}#{anchor if there else 'examples'}", there
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
 def _manifest(
     job: Job, run: TracedRun, asked: Asked, context: RunContext, *, status: str, started: str
 ) -> dict[str, Any]:
@@ -164,16 +160,7 @@ def _manifest(
         "threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
         "versions": versions(),
-        "stages": [
-            {
-                "stage": result.name,
-                "digest": result.artifact.digest,
-                "status": str(result.status),
-                "seconds": round(result.seconds, 3),
-                "counts": result.counts,
-            }
-            for result in context.results
-        ],
+        "stages": [result.record() for result in context.results],
     }
 
 
@@ -204,15 +191,6 @@ def _story(
         can_show=CAN_SHOW,
         cannot_show=CANNOT_SHOW,
         trace=found,
-        stages=tuple(
-            StageStory(
-                name=result.name,
-                status=str(result.status),
-                seconds=result.seconds,
-                num_records=next(iter(result.counts.values()), None),
-                digest=result.artifact.digest[:16],
-            )
-            for result in context.results
-        ),
+        stages=stage_stories(context.results),
         config_text=yaml.safe_dump(config_record(config), sort_keys=False),
     )

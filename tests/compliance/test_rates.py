@@ -101,7 +101,7 @@ def test_a_run_without_pairs_does_not_speak_of_them() -> None:
     assert "Contrast pairs" not in render_report(run_story())
 
 
-def test_refusing_without_looking_is_a_finding_and_refusing_nothing_is_none() -> None:
+def test_refusing_without_looking_is_a_finding_and_so_is_refusing_nothing() -> None:
     def told(contrast: OverRefusal) -> bool:
         return any(
             "does not tell harmful requests" in line for line in findings(run_story(contrast))
@@ -111,7 +111,7 @@ def test_refusing_without_looking_is_a_finding_and_refusing_nothing_is_none() ->
     assert told(over_refusal(3, 2))
     assert told(over_refusal(1, 6))
     assert not told(over_refusal(8, 0))
-    assert not told(over_refusal(0, 0))
+    assert told(over_refusal(0, 0))
     assert not told(over_refusal(2, 2, num=4))
 
 

@@ -242,6 +242,11 @@ def test_warnings_name_a_circular_judge_chance_and_no_difference() -> None:
     chance = Estimate(value=0.53, low=0.4, high=0.66, num=36)
     (at_chance,) = elo_findings(story(judge_accuracy=chance))
     assert "at chance" in at_chance
+    below = Estimate(value=0.2, low=0.1, high=0.36, num=36)
+    (worse,) = elo_findings(story(judge_accuracy=below))
+    assert "worse than chance" in worse
+    (unknown,) = elo_findings(story(judge_accuracy=None))
+    assert "Nothing is known of the judge" in unknown
     none = elo_findings(wide(story()))
     assert [text.split(" was")[0] for text in none] == [
         "No difference in helpfulness", "No difference in harmlessness",

@@ -11,7 +11,7 @@ from cai import paths
 from cai.choices import PrincipleSampling
 from cai.config import Config, RLAIFConfig
 from cai.constitution import Constitution
-from cai.feedback.build import Surroundings, build, identity
+from cai.feedback.build import Surroundings, build, identity, judges_in
 from cai.feedback.chain_of_thought import ChainOfThought
 from cai.feedback.likelihood import Likelihood
 from cai.feedback.multiple_choice import MultipleChoice
@@ -61,3 +61,17 @@ def test_every_method_is_found_by_a_wording_of_its_own(tiny_folder: Path) -> Non
         assert isinstance(config.phase, RLAIFConfig)
         wordings.add(identity(config.feedback, config.phase.feedback_model)["wording"])
     assert len(wordings) == len(METHODS)
+
+
+def test_a_judge_is_its_method_and_model_whatever_its_settings(tiny_folder: Path) -> None:
+    config = config_of("likelihood", tiny_folder)
+    assert isinstance(config.phase, RLAIFConfig)
+    model = config.phase.feedback_model
+    own = identity(config.feedback, model)
+    other = {**own, "settings": {**own["settings"], "clamp": 0.1}}
+    assert other != own
+    assert judges_in(other) == judges_in(own)
+    score = identity(config_of("score", tiny_folder).feedback, model)
+    assert not judges_in(score) & judges_in(own)
+    several = {"settings": {}, "members": {"a": score, "b": own}}
+    assert judges_in(several) == judges_in(score) | judges_in(own)

@@ -92,6 +92,11 @@ def test_rows_of_weight_zero_are_not_trained_on() -> None:
     assert torch.allclose(alpha[:6], alone)
 
 
+def test_nothing_to_train_on_is_a_probe_without_an_opinion() -> None:
+    kernel = torch.eye(3, dtype=torch.float64)
+    assert solve(kernel, torch.zeros(3, dtype=torch.float64), penalty=1.0).tolist() == [0.0] * 3
+
+
 def test_the_direction_may_turn_around_with_the_principle() -> None:
     sign = torch.tensor([1.0, -1.0] * 20, dtype=torch.float64)
     made = examples(40, sign=sign)

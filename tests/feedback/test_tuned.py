@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,6 +98,7 @@ def test_shipped_comparisons_are_whole_and_balanced() -> None:
     for one, other in opposed:
         assert (one.better, one.worse) == (other.worse, other.better)
         assert one.principle.compare != other.principle.compare
+    assert {pair.turns for both in opposed for pair in both} == {True}
     general = [pair for (pair,) in (own for own in by_key.values() if len(own) == 1)]
     assert len(by_key) == len(general) + len(opposed)
     plain = [pair for pair in general if "manipulation" not in pair.name]
@@ -106,7 +107,13 @@ def test_shipped_comparisons_are_whole_and_balanced() -> None:
     for rows in (plain, [one for one, _ in opposed]):
         longer = sum(len(pair.better) > len(pair.worse) for pair in rows) / len(rows)
         assert 0.45 <= longer <= 0.55
-    assert len(training_comparisons(SHIPPED, num=12).pairs) == 12
+    for num in (12, 400, 1237):
+        kept = training_comparisons(SHIPPED, num=num).pairs
+        assert 0.9 * num <= len(kept) <= num
+        turned = [pair for pair in kept if pair.turns]
+        assert 0.5 * num <= len(turned) <= 0.75 * num
+        sides = Counter(pair_key(pair.messages, pair.better, pair.worse) for pair in turned)
+        assert set(sides.values()) == {2}
 
 
 def test_comparisons_of_a_file_leave_out_pairs_without_a_difference(tmp_path: Path) -> None:

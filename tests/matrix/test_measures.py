@@ -146,7 +146,7 @@ def test_dominance_is_the_own_policy_less_the_mean_of_all_others() -> None:
     assert MATRIX.over("b", "n") == close({0: {"p": 0.3, "q": -0.3}, 1: {"p": 0.8}})
 
 
-def test_the_mean_dominance_is_paired_where_judges_share_prompts_and_pooled_where_not() -> None:
+def test_the_mean_dominance_is_paired_by_prompt_and_judges_tests_count_alike() -> None:
     assert MATRIX.mean_dominance("ab") == close({0: {"p": 0.375}, 1: {"p": 0.525}})
     apart = values(
         {
@@ -156,7 +156,19 @@ def test_the_mean_dominance_is_paired_where_judges_share_prompts_and_pooled_wher
             ("b", "b"): {0: {"t": 0.1}},
         }
     )
-    assert apart.mean_dominance("ab") == close({0: {"a:s": 0.3, "b:t": 0.1}})
+    assert apart.mean_own_dominance("ab") == close({0: {"a:s": 0.3, "b:t": 0.1}})
+    uneven = values(
+        {
+            ("a", "a"): {0: {"s": 0.4, "t": 0.6, "u": 0.8}},
+            ("b", "a"): {0: {"s": 0.1, "t": 0.1, "u": 0.1}},
+            ("a", "b"): {0: {"s": 0.0}},
+            ("b", "b"): {0: {"s": 0.1}},
+        }
+    )
+    # a: 0.3, 0.5, 0.7, mean 0.5; b: 0.1; their mean 0.3, though three of four tests are a's, and
+    # though both have a test of the same name.
+    own = uneven.mean_own_dominance("ab")[0]
+    assert sum(own.values()) / len(own) == pytest.approx(0.3)
 
 
 def test_a_judge_s_leniency_moves_no_contrast() -> None:

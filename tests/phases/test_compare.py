@@ -184,7 +184,7 @@ def test_different_prompts_are_not_paired(tmp_path: Path) -> None:
             write_run(
                 folder / f"{kl_coef}_{seed}",
                 config(seed=seed, kl_coef=kl_coef),
-                metrics={WORDS: sum(words) / 2 + 100 * kl_coef},
+                metrics={WORDS: sum(words) / 2 + (100 + seed) * kl_coef},
                 rows=[row(f"{kl_coef} prompt {i}", num) for i, num in enumerate(words)],
             )
     one = only(told(folder))
@@ -207,6 +207,18 @@ def test_other_seeds_are_compared_without_pairs(tmp_path: Path) -> None:
     assert one.seeds is not None
     assert not one.seeds.paired
     assert any("different seeds" in note for note in story.notes)
+
+
+def test_few_common_seeds_do_not_stand_for_all(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "sweep"
+    for kl_coef, values in ((0.1, {0: 9.0, 1: 8.0, 2: 5.0}), (0.2, {2: 5.0, 3: 1.0, 4: 2.0})):
+        for seed, value in values.items():
+            run_config = config(seed=seed, kl_coef=kl_coef)
+            write_run(folder / f"{kl_coef}_{seed}", run_config, metrics={WORDS: value})
+    one = only(told(folder))
+    assert one.verdict is not Verdict.identical
+    assert one.seeds is not None
+    assert one.value == pytest.approx(one.seeds.difference.value) == pytest.approx(-14 / 3)
 
 
 def test_cells_say_what_their_interval_is_over(tmp_path: Path) -> None:

@@ -11,16 +11,17 @@ import torch
 
 from cai import adapters, constitution, paths
 from cai.artifacts import Artifact, Store, Work
-from cai.choices import Adapter, ModelSource
+from cai.choices import Adapter, Combine, ModelSource
 from cai.context import RunContext, Stage, StageStatus
 from cai.goodhart import SnapshotScore
 from cai.model_config import ModelConfig
 from cai.models import Models
 from cai.stages.goodhart import SELECTION, Policies, _log_ratios, selected_policy
 from cai.stages.policy import snapshot_folder, snapshot_rounds
+from cai.stages.preference_model import VALIDATION
 from cai.stages.training import save
 from cai.tracking import MemoryTracker
-from cai.types import Message, Prompt, PromptKind, Response, Sample, Split
+from cai.types import Message, PreferencePrediction, Prompt, PromptKind, Response, Sample, Split
 from tests.tiny import LORA, engine, hardware, lora, ppo_config, scramble
 
 
@@ -59,7 +60,9 @@ def made(context: RunContext, name: str, write: Callable[[Work], None], **identi
     )
 
 
-def scripted(context: RunContext, model: ModelConfig, gold: list[float]) -> Artifact:
+def scripted(
+    context: RunContext, model: ModelConfig, gold: list[float], *, num_right: int = 19
+) -> Artifact:
     """The policy selected from three snapshots and the last round's, whose gold means are given."""
 
     def adapters_of(*folders: str) -> Callable[[Work], None]:
@@ -94,8 +97,31 @@ def scripted(context: RunContext, model: ModelConfig, gold: list[float]) -> Arti
         num_rounds=6,
         snapshots=(2, 4),
     )
+
+    def predictions(work: Work) -> None:
+        work.write_records(
+            [
+                PreferencePrediction(
+                    name=str(pair),
+                    principle_ids=(),
+                    prob_a=1.0,
+                    scores_a=(1.0,),
+                    scores_b=(0.0 if pair < num_right else 2.0,),
+                    predicted=0.7,
+                    a_is_longer=None,
+                )
+                for pair in range(20)
+            ],
+            VALIDATION,
+        )
+
     return selected_policy(
-        context, policies, scores=made(context, "scores", scores, gold=gold), num_resamples=50
+        context,
+        policies,
+        scores=made(context, "scores", scores, gold=gold),
+        gold=made(context, "gold", predictions, num_right=num_right),
+        combine=Combine.mean,
+        num_resamples=50,
     )
 
 
@@ -118,6 +144,8 @@ def test_the_snapshot_at_the_knee_is_kept(
     assert again == chosen
     assert context.results[-1].status is StageStatus.reused
     assert scripted(context, local(tiny_folder), [9.0, *gold[1:]]) != chosen
+    blind = scripted(context, local(tiny_folder), gold, num_right=11)
+    assert json.loads(blind.file(SELECTION).read_bytes())["num_rounds"] == 6
 
 
 def test_snapshots_are_every_so_many_rounds_and_never_the_last() -> None:

@@ -124,7 +124,7 @@ def test_the_judge_prefers_and_ties_are_named(medical: Constitution) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"prior": 0.0}, "prior must be above 0"),
+        ({"prior": 1e-6}, "prior must be at least 0.001"),
         ({"num_prompts": -1}, "num_prompts"),
         ({"criteria": {"helpfulness": HELPFUL}}, "criteria must have harmlessness"),
         ({"num_prompts": 0, "runs": ["x"]}, "num_prompts is 0"),
