@@ -40,6 +40,7 @@ _SHARE = re.compile(r".+(?:rate|accuracy|share|wins|vs_\w+|distinct_\d)")
 OTHER_SCORES = "scored by different preference models, so the scores have no common scale"
 OTHER_RULES = "some of these runs told refusals by other rules, of another version of the program"
 OTHER_TESTS = "measured on each constitution's own tests and labels, which differ"
+NO_SPREAD = "no seed moves it, so there is no spread over seeds that it could be compared with"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +139,11 @@ def _difference(
         return dataclasses.replace(one, verdict=Verdict.not_comparable, why=reason)
     if common and values == others:
         return dataclasses.replace(one, verdict=Verdict.identical)
+    seeds = _seed_test(group.metric(metric), baseline.metric(metric), common)
     return dataclasses.replace(
         one,
-        seeds=_seed_test(group.metric(metric), baseline.metric(metric), common),
+        seeds=seeds,
+        why=NO_SPREAD if seeds is None and min(len(values), len(others)) >= MIN_SEEDS else "",
         prompts=_prompt_test(metric, group, baseline, responses, common, resampling),
     )
 

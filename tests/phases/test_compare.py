@@ -221,6 +221,17 @@ def test_few_common_seeds_do_not_stand_for_all(tmp_path: Path) -> None:
     assert one.value == pytest.approx(one.seeds.difference.value) == pytest.approx(-14 / 3)
 
 
+def test_what_no_seed_moves_is_not_called_real(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "sweep"
+    for kl_coef in (0.1, 0.2):
+        for seed in range(3):
+            run_config = config(seed=seed, kl_coef=kl_coef)
+            write_run(folder / f"{kl_coef}_{seed}", run_config, metrics={WORDS: 100 * kl_coef})
+    one = only(told(folder))
+    assert one.verdict is Verdict.not_enough_seeds
+    assert "no seed moves it" in one.why
+
+
 def test_cells_say_what_their_interval_is_over(tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "sweep"
     for kl_coef, num in ((0.1, 3), (0.2, 2), (0.3, 1)):
