@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import wandb
 
 from cai import tracking
 from cai.choices import LoggerKind, ModelSource, WandbMode
@@ -27,6 +28,11 @@ def _clean_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     (tmp_path / "home").mkdir()
+    yield
+    # The service of this process ends here: a run forked later must not look for it.
+    wandb.teardown()
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
 
 
 def logger_config(kind: LoggerKind = LoggerKind.wandb) -> LoggerConfig:
