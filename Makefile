@@ -8,8 +8,8 @@ INSTALLED := .venv/.installed
 run: setup  ## set-up, then both phases of Constitutional AI on the embedded model
 	$(BIN)/python -m cai.run phase=rlaif constitution=medical
 
-test: setup  ## set-up, then the test suite
-	$(BIN)/python -m pytest
+test: setup  ## set-up, then the test suite, by two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 setup: $(INSTALLED)  ## the environment in .venv and the embedded model in the user's cache
 	@$(BIN)/python -m cai.embedded
