@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cai.compare.story import CurveGroup, OverlaidCurves
-from cai.drawing import INK, PAPER, SERIES, Chart, ChartTable, Mark, svg_of
+from cai.drawing import (
+    HEIGHT,
+    INK,
+    PAPER,
+    SERIES,
+    Chart,
+    ChartTable,
+    Mark,
+    legend_below,
+    legend_height,
+    svg_of,
+)
 from cai.statistics import CalibrationBin, Estimate, fixed
 from cai.story import Curve, Series, number, visible
 
@@ -63,10 +74,16 @@ def line_chart(curve: Curve, *, key: str) -> Chart | None:
                 axes.plot([place, place], [low, high], color=colour, linewidth=1)
         for place, what in curve.marks:
             axes.axvline(place, linestyle=":", color=INK, linewidth=1)
-            where = (place, axes.get_ylim()[0])
-            axes.annotate(what, where, xytext=(4, 3), textcoords="offset points", fontsize=9)
+            axes.annotate(
+                what,
+                (place, 1),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(4, -6),
+                textcoords="offset points",
+                fontsize=9,
+            )
         if len(series) > 1:
-            axes.legend(loc="best", fontsize=10)
+            legend_below(axes, columns=2)
         _name(axes, curve.x_label, curve.y_label)
         axes.xaxis.get_major_locator().set_params(integer=curve.whole_steps, nbins=6)
         axes.margins(x=0.03, y=0.08)
@@ -75,7 +92,11 @@ def line_chart(curve: Curve, *, key: str) -> Chart | None:
     alternative = f"Line chart of {curve.title} ({curve.y_label}). {' '.join(told)}"
     return Chart(
         svg=svg_of(
-            draw, key=key, alternative=alternative, marks=_line_marks(series, curve.x_label)
+            draw,
+            key=key,
+            alternative=alternative,
+            height=HEIGHT + legend_height(len(series), columns=2),
+            marks=_line_marks(series, curve.x_label),
         ),
         alternative=alternative,
         table=_line_table(series, curve),
@@ -104,7 +125,7 @@ def overlay_chart(curves: OverlaidCurves, *, key: str) -> Chart | None:
                 axes.plot(*zip(*mean, strict=True), dash, color=colour, linewidth=2.2)
             axes.plot([], [], dash, color=colour, label=_shorten(visible(group.name), 34))
         if len(curves.groups) > 1:
-            axes.legend(loc="best", fontsize=9)
+            legend_below(axes, columns=1)
         _name(axes, curves.x_label, curves.y_label)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         axes.margins(x=0.03, y=0.08)
@@ -117,7 +138,11 @@ def overlay_chart(curves: OverlaidCurves, *, key: str) -> Chart | None:
     means = [Series(name=group.name, points=_mean_line(group) or ()) for group in curves.groups]
     return Chart(
         svg=svg_of(
-            draw, key=key, alternative=alternative, marks=_line_marks(means, curves.x_label)
+            draw,
+            key=key,
+            alternative=alternative,
+            height=HEIGHT + legend_height(len(curves.groups), columns=1),
+            marks=_line_marks(means, curves.x_label),
         ),
         alternative=alternative,
         table=None,
@@ -471,8 +496,20 @@ def _tell(series: Series, x_label: str) -> str:
 
 
 def drawn(
-    draw: Callable[[Axes, Sequence[str]], None], *, key: str, alternative: str, height: float
+    draw: Callable[[Axes, Sequence[str]], None],
+    *,
+    key: str,
+    alternative: str,
+    height: float,
+    marks: Sequence[Mark] = (),
+    table: ChartTable | None = None,
 ) -> Chart:
     """A chart that is drawn elsewhere, on the axes and with the colours that it is given."""
-    svg = svg_of(lambda axes: draw(axes, SERIES), key=key, alternative=alternative, height=height)
-    return Chart(svg=svg, alternative=alternative)
+    svg = svg_of(
+        lambda axes: draw(axes, SERIES),
+        key=key,
+        alternative=alternative,
+        height=height,
+        marks=marks,
+    )
+    return Chart(svg=svg, alternative=alternative, table=table)

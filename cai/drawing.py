@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WIDTH = 330
 """Points; the viewBox of every chart."""
+HEIGHT = 215
+"""Of a chart without a legend."""
 
 # Stand-ins that matplotlib draws with, and the CSS variables they become.
 INK, GRID, PAPER = "#010101", "#020202", "#030303"
@@ -95,7 +97,7 @@ def svg_of(
     *,
     key: str,
     alternative: str,
-    height: float = 215,
+    height: float = HEIGHT,
     marks: Sequence[Mark] = (),
 ) -> str:
     """The drawing as SVG for a page.
@@ -126,6 +128,16 @@ def svg_of(
     if not marks:
         return drawn
     return drawn.replace("</svg>", f"{_circles(axes, marks, height=height)}</svg>")
+
+
+def legend_height(num: int, *, columns: int) -> float:
+    """What `legend_below` takes for so many series, units of the viewBox; one has no legend."""
+    return 17 * -(-num // columns) if num > 1 else 0
+
+
+def legend_below(axes: Axes, *, columns: int) -> None:
+    """Name the series under the axes, where no line and no mark can be hidden by it."""
+    axes.figure.legend(loc="outside lower center", ncols=columns, fontsize=10)
 
 
 def _circles(axes: Axes, marks: Sequence[Mark], *, height: float) -> str:

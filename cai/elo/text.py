@@ -9,6 +9,8 @@ from cai.elo.story import Contest, EloStory, Rated
 from cai.statistics import Estimate, at_chance
 from cai.story import label
 
+MAX_UNJUDGED_FRAC = 0.1
+"""Matches without a label above which the ratings come with a warning."""
 MAX_KEY_LINES = 8
 """Ratings that the terminal shows; the report has them all."""
 
@@ -79,6 +81,12 @@ def elo_findings(story: EloStory | None) -> list[str]:
     if story.not_rated:
         found.append(f"No match could be judged under {', '.join(story.not_rated)}: no ratings.")
     for one in story.main():
+        if one.num_unjudged > MAX_UNJUDGED_FRAC * (one.num_matches + one.num_unjudged):
+            found.append(
+                f"{one.num_unjudged} of {one.num_matches + one.num_unjudged} matches in "
+                f"{one.criterion} could not be judged, e.g. an empty response: the ratings are of "
+                "the others alone, and flatter a policy that falls silent."
+            )
         if not decided(one):
             found.append(
                 f"No difference in {one.criterion} was found between policies: every Elo interval "

@@ -252,6 +252,11 @@ def test_warnings_name_a_circular_judge_chance_and_no_difference() -> None:
         "No difference in helpfulness", "No difference in harmlessness",
     ]  # fmt: skip
     (missing,) = elo_findings(story(not_rated=("kindness",)))
+    silent = dataclasses.replace(story().rated[0], num_matches=45, num_unjudged=5)
+    assert elo_findings(story(rated=(silent,))) == []
+    silent = dataclasses.replace(silent, num_matches=44, num_unjudged=6)
+    (found,) = elo_findings(story(rated=(silent,)))
+    assert found.startswith("6 of 50 matches in helpfulness could not be judged")
     assert "kindness" in missing
 
 
