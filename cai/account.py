@@ -16,33 +16,41 @@ import yaml
 
 from cai import chapters
 from cai.artifacts import Artifact
-from cai.attribution import AttributionStory
-from cai.attribution_record import attribution_metrics, attribution_record, attribution_table
+from cai.attribution_record import attribution_metrics, attribution_record
 from cai.attribution_story import attribution_story
 from cai.capability_story import cost_metrics
 from cai.chapters import Outputs
-from cai.chart_tables import KL_REWARD, RELIABILITY, kl_reward_rows, reliability_rows
+from cai.compliance.account import run_mixture
+from cai.compliance.mixture import mixture_metrics
 from cai.compliance.rates import rate_metrics
 from cai.config import ComparedConfig, Config, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.context import RunContext, versions
+from cai.critic_chapters import critic_curves, direct_ppo, told_critic, told_reward
+from cai.critic_story import critic_metrics, reward_metrics
 from cai.critique_story import critique_metrics, critique_story, revisions_metrics
 from cai.dpo_story import dpo_story
 from cai.elo.account import elo_story
-from cai.elo.story import EloStory
-from cai.elo.text import contest_table, elo_metrics, elo_table
+from cai.elo.text import elo_metrics
 from cai.feedback import gate
 from cai.feedback.attacks import attack_metrics
 from cai.feedback.ensemble import label_notes
 from cai.goodhart import GoodhartStory, Resampling, SnapshotScore
-from cai.goodhart_story import TABLE as GOODHART_TABLE
-from cai.goodhart_story import goodhart_metrics, goodhart_story, goodhart_table
+from cai.goodhart_story import goodhart_metrics, goodhart_story
 from cai.job import Job
 from cai.lineage import stage_stories
 from cai.models import dtype_of
-from cai.phases import dpo, evaluate, rlaif
+from cai.people_chapters import edge_story, listed, people_story
+from cai.people_story import people_metrics
+from cai.phases import critique_model, critique_rl, dpo, evaluate, hybrid, rlaif, rlhf
+from cai.ppo_story import ppo_story
 from cai.preference_measures import preference_metrics
-from cai.roles import feedback_roles, name_of, roles
+from cai.revision_votes_story import votes_metrics
+from cai.revisions_story import revisions_story
+from cai.rlhf_config import RLHFConfig
+from cai.roles import judge_name, name_of, roles
+from cai.run_tables import Table, run_tables
 from cai.samples import examples, num_left_out, training_samples
+from cai.satisfaction_story import satisfaction_metrics
 from cai.stages.preference_model import VALIDATION
 from cai.statistics import Estimate
 from cai.story import (
@@ -53,18 +61,6 @@ from cai.story import (
 )
 from cai.tracking import config_record
 from cai.types import PreferencePrediction
-
-SAMPLE_COLUMNS = (
-    "prompt_id", "kind", "prompt", "policy", "response", "score", "compliance", "main", "tags",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Plain cells for the mirror."""
-
-    columns: tuple[str, ...]
-    rows: list[list[object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +77,8 @@ class Account:
     attribution: dict[str, Any] | None
     """`attribution.json`; None where nothing learned from comparisons."""
     adapters: list[Artifact]
+    files: dict[str, str]
+    """Further files of the run folder, by name."""
     stop: str | None
     """Why a run that was told in full has failed all the same: a gate of a phase without training
     that `stop`s; a phase that trains is stopped before it does."""
@@ -104,7 +102,7 @@ def tell(
     """Read a run's artifacts back and tell what happened."""
     records = chapters.read(outputs)
     bootstrap = chapters.Bootstrap(num=config.evaluation.num_bootstrap, seed=context.seed)
-    trained = None if isinstance(outputs, evaluate.Outputs) else outputs.trained
+    trained = outputs.trained if isinstance(outputs, chapters.Revised) else None
     feedback = chapters.feedback_story(config, outputs, records)
     counts = {result.name: result.counts for result in context.results}
     attribution = attribution_story(config, context, outputs, records, counts, bootstrap)
@@ -116,7 +114,9 @@ def tell(
         cannot_show=_cannot_show(config),
         limits=_limits(outputs),
         constitution=chapters.constitution_story(context.constitution, records),
-        revisions=chapters.revisions_story(records.chains) if trained else None,
+        people=people_story(config, outputs, counts, bootstrap),
+        edge=edge_story(job, outputs),
+        revisions=revisions_story(config, trained, records.chains) if trained else None,
         critique=critique_story(
             records.controls,
             records.control_comparisons,
@@ -131,13 +131,26 @@ def tell(
         feedback=feedback,
         preference_model=preference,
         dpo=dpo_story(config, outputs, records, counts, bootstrap),
-        ppo=chapters.ppo_story(config, outputs, counts),
+        critic=told_critic(config, outputs, counts, bootstrap),
+        critic_curves=critic_curves(outputs),
+        reward=told_reward(config, outputs, bootstrap),
+        ppo=ppo_story(config, outputs, counts) or direct_ppo(config, outputs, counts),
         goodhart=_goodhart(config, outputs, preference, bootstrap),
         attribution=attribution,
         examples=examples(records.evaluated),
         training=training_samples(records.chains, records.comparisons),
         num_left_out=num_left_out(records.evaluated, records.chains, records.comparisons),
-        evaluation=chapters.evaluation_story(records, bootstrap) if trained else None,
+        evaluation=chapters.evaluation_story(records, bootstrap) if records.likelihoods else None,
+        mixture=run_mixture(
+            config,
+            context.constitution,
+            chains=records.chains,
+            labels=outputs.comparisons if isinstance(outputs, chapters.Compared) else None,
+            comparisons=records.comparisons,
+            checks=records.checks,
+            evaluated=records.evaluated,
+            mean=bootstrap.mean,
+        ),
         elo=elo_story(config, context.constitution, outputs.tournament),
         stages=stage_stories(context.results),
         config_text=yaml.safe_dump(config_record(config), sort_keys=False),
@@ -145,30 +158,43 @@ def tell(
     metrics = _metrics(story)
     policies = list(records.likelihoods)
     target = f"eval/{policies[-1]}/likelihood_accuracy" if policies else "feedback/accuracy"
-    adapters = [trained.sl_policy] if trained else []
-    if isinstance(outputs, rlaif.Outputs):
-        adapters.append(outputs.preference_model.artifact)
-        if outputs.goodhart and outputs.goodhart.selected:
-            adapters.append(outputs.goodhart.selected)
-    if isinstance(outputs, chapters.Compared):
-        adapters.append(outputs.policy)
     return Account(
         story=story,
         metrics=metrics,
         objective=metrics.get(target),
-        tables=_tables(records, attribution, story.elo)
-        | _goodhart_table(story.goodhart)
-        | _chart_tables(story.feedback, outputs),
+        tables=run_tables(story, records, outputs),
         attribution=attribution_record(
             attribution, context.constitution, document=config.constitution.document
         )
         if attribution
         else None,
-        adapters=adapters,
+        adapters=_adapters(outputs),
+        files=listed(outputs),
         stop=gate.stop_message(feedback.gates, source=feedback.source)
         if feedback is not None
         else None,
     )
+
+
+def _adapters(outputs: Outputs) -> list[Artifact]:
+    """What was trained, in the order of the run."""
+    found = []
+    if isinstance(outputs, rlhf.Outputs | hybrid.Outputs):
+        people = outputs.people
+        found += [people.begun.adapter, people.preference_model.artifact, people.policy]
+    if isinstance(outputs, chapters.Revised):
+        found.append(outputs.trained.sl_policy)
+    if isinstance(outputs, rlaif.Outputs):
+        found.append(outputs.preference_model.artifact)
+        if outputs.goodhart and outputs.goodhart.selected:
+            found.append(outputs.goodhart.selected)
+    if isinstance(outputs, chapters.Compared | critique_rl.Outputs):
+        found.append(outputs.policy)
+    if isinstance(outputs, critique_model.Outputs):
+        found.append(outputs.critic)
+    if isinstance(outputs, hybrid.Outputs) and outputs.edge.policy:
+        found.append(outputs.edge.policy)
+    return found
 
 
 def _goodhart(
@@ -190,87 +216,6 @@ def _goodhart(
         select=config.phase.ppo.select,
         resampling=Resampling(num_resamples=bootstrap.num, seed=bootstrap.seed),
     )
-
-
-def _goodhart_table(goodhart: GoodhartStory | None) -> dict[str, Table]:
-    if goodhart is None:
-        return {}
-    return {"goodhart": Table(columns=GOODHART_TABLE, rows=goodhart_table(goodhart))}
-
-
-def _chart_tables(feedback: FeedbackStory | None, outputs: Outputs) -> dict[str, Table]:
-    """What wandb draws as charts of its own (`cai.wandb_charts`)."""
-    found = {}
-    if feedback is not None:
-        rows = reliability_rows(feedback.measured.bins)
-        found["reliability"] = Table(columns=RELIABILITY, rows=rows)
-    if isinstance(outputs, rlaif.Outputs):
-        found["kl_reward"] = Table(columns=KL_REWARD, rows=kl_reward_rows(outputs.policy))
-    return {name: table for name, table in found.items() if table.rows}
-
-
-def _tables(
-    records: chapters.Records, attribution: AttributionStory | None, elo: EloStory | None
-) -> dict[str, Table]:
-    """What is worth reading row by row."""
-    samples = [
-        [
-            e.response.prompt.id,
-            str(e.response.prompt.kind),
-            e.response.prompt.messages[-1].content,
-            e.response.policy,
-            e.response.sample.text,
-            "" if e.score is None else f"{e.score:.3f}",
-            str(e.compliance.compliance),
-            str(e.compliance.main),
-            ", ".join(e.compliance.tags),
-        ]
-        for e in records.evaluated
-    ]
-    checks = [
-        [
-            check.name,
-            ", ".join(check.comparison.principle_ids),
-            check.comparison.prompt.messages[-1].content,
-            check.comparison.response_a,
-            check.comparison.response_b,
-            "" if check.comparison.prob_a is None else f"{check.comparison.prob_a:.3f}",
-            str(check.comparison.unjudged or ""),
-        ]
-        for check in records.checks
-    ]
-    predictions = [
-        [
-            pair.name,
-            ", ".join(pair.principle_ids),
-            f"{pair.prob_a:.3f}",
-            f"{pair.predicted:.3f}",
-            ", ".join(f"{score:.3f}" for score in pair.scores_a),
-            ", ".join(f"{score:.3f}" for score in pair.scores_b),
-        ]
-        for pair in (*records.held_out, *records.pm_tests)
-    ]
-    found = {
-        "samples": Table(
-            columns=SAMPLE_COLUMNS,
-            rows=samples,
-        ),
-        "predictions": Table(
-            columns=("pair", "principle", "label", "predicted", "scores_a", "scores_b"),
-            rows=predictions,
-        ),
-        "feedback_check": Table(
-            columns=("pair", "principle", "prompt", "better", "worse", "p_better", "unjudged"),
-            rows=checks,
-        ),
-    }
-    if attribution is not None:
-        columns, rows = attribution_table(attribution)
-        found["attribution"] = Table(columns=columns, rows=rows)
-    for name, table in (("elo", elo_table), ("win_rates", contest_table)) if elo else ():
-        columns, rows = table(elo)
-        found[name] = Table(columns=columns, rows=rows)
-    return {name: table for name, table in found.items() if table.rows}
 
 
 def _headline(
@@ -299,8 +244,7 @@ def _roles(config: Config) -> dict[str, str]:
 
 def _judge(config: Config) -> str:
     """The feedback's method and models."""
-    asked = feedback_roles(config.feedback, config.phase.feedback_model).values()
-    return f"{config.feedback.method} on {', '.join(dict.fromkeys(map(name_of, asked)))}"
+    return judge_name(config.feedback, config.phase.feedback_model)
 
 
 TRAINING_LIMITS = (
@@ -325,6 +269,23 @@ DPO_LIMITS = (
     "Implicit rewards are the policy's own: that they agree with labels of held-out pairs shows "
     "that the labels were learned, not that the policy's responses are better.",
 )
+PEOPLE_LIMITS = (
+    "People's labels are taken for the truth: nothing is known of how far their authors agree.",
+    "The fine-tune is on the preferred responses of the comparisons, which are often not how the "
+    "model would answer; what it learned from them and what PPO made of it are told apart only by "
+    "comparing the policies.",
+)
+DIRECT_LIMITS = (
+    "The policy was paid by the very feedback that judges it here, for every response: what that "
+    "feedback cannot see or likes for no reason is learned with the rest.",
+)
+CRITIC_LIMITS = (
+    "Whether a critique is valid and what its verdict is are told by rules on wording: a valid "
+    "critique with the right verdict may name the wrong fault.",
+    "Trusted critiques were written for this project by one author, and half of the responses are "
+    "flawed: responses of a model are flawed in other ways and more often.",
+    "Revisions are by the base: a critic can improve them only as far as the base follows it.",
+)
 FEEDBACK_LIMITS = (
     "The labels of the pairs are taken for the truth: people disagree about such pairs, and files "
     "of comparisons hold mistakes.",
@@ -337,10 +298,18 @@ def _limits(outputs: Outputs) -> tuple[str, ...]:
     match outputs:
         case evaluate.Outputs():
             return FEEDBACK_LIMITS
+        case rlhf.Outputs():
+            return (TRAINING_LIMITS[0], *TRAINING_LIMITS[2:], *PPO_LIMITS, *PEOPLE_LIMITS)
+        case hybrid.Outputs():
+            return TRAINING_LIMITS + PPO_LIMITS + PEOPLE_LIMITS
         case rlaif.Outputs():
             return TRAINING_LIMITS + PPO_LIMITS
         case dpo.Outputs():
             return TRAINING_LIMITS + DPO_LIMITS
+        case critique_model.Outputs():
+            return CRITIC_LIMITS
+        case critique_rl.Outputs():
+            return TRAINING_LIMITS + DIRECT_LIMITS
         case _:
             return TRAINING_LIMITS
 
@@ -390,7 +359,7 @@ def _warnings(config: Config, context: RunContext, records: chapters.Records) ->
 
 
 def _cannot_show(config: Config) -> tuple[str, ...]:
-    if not isinstance(config.phase, SLCAIConfig):
+    if not isinstance(config.phase, SLCAIConfig | RLHFConfig):
         return (
             "Whether the feedback is as good on pairs of another kind, such as a policy's own "
             "samples, which are often more alike than these.",
@@ -399,7 +368,7 @@ def _cannot_show(config: Config) -> tuple[str, ...]:
     found = [
         "Effects as large as the paper's: it used 182,831 red-team prompts and a 52B model; this "
         f"run used {config.phase.prompts.num_red_team} and {config.model.name}.",
-        "Whether people would prefer the result: no person judged anything here.",
+        "Whether people would prefer the result: no person judged a policy's response here.",
     ]
     if config.data.human_comparisons.path is None and isinstance(config.phase, ComparedConfig):
         found.append(
@@ -425,10 +394,16 @@ def _metrics(story: RunStory) -> dict[str, float]:
 
     for name, value in _feedback_metrics(story.feedback).items() if story.feedback else ():
         add(f"feedback/{name}", value)
+    for name, value in people_metrics(story.people, story.edge):
+        add(name, value)
     for name, value in critique_metrics(story.critique):
         add(name, value)
     if revisions := story.revisions:
         for name, value in revisions_metrics(revisions.outcomes, revisions.tail):
+            add(name, value)
+        for name, value in satisfaction_metrics(revisions.satisfaction):
+            add(name, value)
+        for name, value in votes_metrics(revisions.votes):
             add(name, value)
     if model := story.preference_model:
         for name, value in preference_metrics(model.measured, group="preference_model"):
@@ -438,6 +413,12 @@ def _metrics(story: RunStory) -> dict[str, float]:
             add(name, value)
         add("dpo/margin", direct.margin)
         add("dpo/preferred_reward", direct.preferred_reward)
+    for name, value in critic_metrics(story.critic):
+        add(name, value)
+    for name, value in reward_metrics(story.reward):
+        add(name, value)
+    for name, value in mixture_metrics(story.mixture):
+        add(name, value)
     for name, value in goodhart_metrics(story.goodhart):
         add(name, value)
     for name, value in attribution_metrics(story.attribution):

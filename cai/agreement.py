@@ -1,4 +1,4 @@
-"""Agreement of two raters: Cohen's kappa, its interval, and the table that both come from."""
+"""Agreement of raters: Cohen's kappa of two, its interval and their table; Fleiss' of several."""
 
 from __future__ import annotations
 
@@ -25,6 +25,28 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
     observed = sum(a == b for a, b in zip(first, second, strict=True)) / num
     counts, others = Counter(first), Counter(second)
     expected = sum(counts[category] * others[category] for category in counts) / num**2
+    return None if expected == 1 else (observed - expected) / (1 - expected)
+
+
+def fleiss_kappa(ratings: Sequence[Sequence[Hashable]]) -> float | None:
+    """(observed - expected) / (1 - expected) agreement of several raters (Fleiss 1971).
+
+    Observed is the share of pairs of raters that agree on an item, averaged over items; expected is
+    the sum over categories of their squared shares. None without items, or where only one category
+    was ever named.
+
+    Args:
+        ratings: One list per item, of as many ratings everywhere, at least two.
+    """
+    if not ratings:
+        return None
+    num = len(ratings[0])
+    assert all(len(item) == num for item in ratings)
+    counts = [Counter(item) for item in ratings]
+    agreeing = [sum(n * (n - 1) for n in item.values()) for item in counts]
+    observed = sum(agreeing) / (len(ratings) * num * (num - 1))
+    total = sum(counts, Counter[Hashable]())
+    expected = sum((n / (num * len(ratings))) ** 2 for n in total.values())
     return None if expected == 1 else (observed - expected) / (1 - expected)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,17 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from cai.errors import UserError
 from cai.faults import fault
+from cai.locks import held, sign
 from cai.progress import bar
 from cai.types import dump_line, parse_lines
 
 R = TypeVar("R")
 I = TypeVar("I")  # noqa: E741
-
-log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
@@ -288,21 +284,12 @@ class Store:
                 f"Cannot make {artifact.folder}: {error.strerror}. Choose another folder with "
                 "output_dir=..."
             ) from error
-        lock = FileLock(artifact.folder.with_suffix(".lock"))
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            log.warning("%s: another process is computing it; waiting", artifact.short)
-            lock.acquire()
-        except OSError as error:
-            raise UserError(
-                f"Cannot write to {artifact.folder.parent}: {error.strerror}. Choose another "
-                "folder with output_dir=..."
-            ) from error
-        try:
-            yield Work(artifact=artifact)
-        finally:
-            lock.release()
+        work = Work(artifact=artifact)
+        path = artifact.folder.with_suffix(".lock")
+        with held(path, name=artifact.short, work=artifact.folder / "work"):
+            if not artifact.complete:
+                sign(work.scratch)
+            yield work
 
     def commit(self, work: Work, manifest: dict[str, Any]) -> None:
         """Make an artifact complete: hash its files, write the manifest last, drop the scratch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,15 +13,14 @@ from cai.capability import CapabilityScore, capability_rows
 from cai.collapse import ResponseLikelihood, collapse_rows, policy_texts
 from cai.compliance.contrasts import over_refusals
 from cai.compliance.rates import compliance_rates
-from cai.config import Config, RLAIFConfig
+from cai.config import Config
 from cai.constitution import Constitution, Principle
 from cai.context import CURVE
-from cai.critique_story import revisions_tail
 from cai.evaluation import commonest_phrase, distinct_n
 from cai.feedback import gate
 from cai.feedback.attacks import AttackResult, measure_attacks
 from cai.feedback.measures import count_unjudged, flip_rate, measure
-from cai.phases import dpo, evaluate, rlaif, sl_cai
+from cai.phases import critique_model, critique_rl, dpo, evaluate, rlaif, rlhf, sl_cai
 from cai.preference_measures import measure as measure_preference
 from cai.stages.evaluation import PM_TESTS
 from cai.stages.preference_model import VALIDATION
@@ -35,10 +33,8 @@ from cai.story import (
     EvaluationRow,
     EvaluationStory,
     FeedbackStory,
-    PPOStory,
     PreferenceModelStory,
     PrincipleStory,
-    RevisionsStory,
     SLPolicyStory,
     curve,
 )
@@ -56,12 +52,14 @@ from cai.types import (
     T,
 )
 
-NUM_CHAINS = 4
+PPO_STAGES = ("policy", "rlhf_policy", "direct_policy", "rl_critic")
 KINDS = tuple(PromptKind)
 
 Compared = rlaif.Outputs | dpo.Outputs
 """What a phase with comparisons made."""
-Outputs = sl_cai.Outputs | Compared | evaluate.Outputs
+Revised = sl_cai.Outputs | Compared | critique_rl.Outputs
+"""What a phase that begins with phase 1 made."""
+Outputs = Revised | rlhf.Outputs | evaluate.Outputs | critique_model.Outputs
 """What a phase made."""
 
 
@@ -87,14 +85,16 @@ class Records:
 
 def read(outputs: Outputs) -> Records:
     """Read back every record that a chapter needs, checking sha256s."""
-    trained = None if isinstance(outputs, evaluate.Outputs) else outputs
+    revised = outputs if isinstance(outputs, Revised) else None
     compared = outputs if isinstance(outputs, Compared) else None
-    both = outputs if isinstance(outputs, rlaif.Outputs) else None
-    controls = trained.controls if trained else None
-    own = trained.evaluation if trained else None
+    scored = outputs if isinstance(outputs, rlaif.Outputs | rlhf.Outputs) else None
+    controls = revised.controls if revised else None
+    untrained = evaluate.Outputs | critique_model.Outputs
+    own = None if isinstance(outputs, untrained) else outputs.evaluation
+    learner = _learner(outputs)
     return Records(
-        chains=trained.trained.revisions.records(RevisionChain) if trained else [],
-        evaluated=trained.evaluation.evaluated.records(Evaluated) if trained else [],
+        chains=revised.trained.revisions.records(RevisionChain) if revised else [],
+        evaluated=own.evaluated.records(Evaluated) if own else [],
         likelihoods=_by_policy(own.likelihoods, LikelihoodTest) if own else {},
         base_likelihoods=_by_policy(own.base_likelihoods, ResponseLikelihood) if own else {},
         capability=_by_policy(own.capability, CapabilityScore) if own else {},
@@ -102,8 +102,10 @@ def read(outputs: Outputs) -> Records:
         control_comparisons=controls.comparisons.records(ControlComparison) if controls else [],
         checks=outputs.feedback.artifact.records(FeedbackCheck) if outputs.feedback else [],
         comparisons=compared.comparisons.records(Comparison) if compared else [],
-        held_out=_learner(compared).records(PreferencePrediction, VALIDATION) if compared else [],
-        pm_tests=both.evaluation.evaluated.records(PreferencePrediction, PM_TESTS) if both else [],
+        held_out=learner.records(PreferencePrediction, VALIDATION) if learner else [],
+        pm_tests=scored.evaluation.evaluated.records(PreferencePrediction, PM_TESTS)
+        if scored
+        else [],
         contrasts=own.over_refusal.records(Evaluated) if own and own.over_refusal else [],
     )
 
@@ -112,11 +114,17 @@ def _by_policy(artifacts: Mapping[str, Artifact], kind: type[T]) -> dict[str, li
     return {policy: artifact.records(kind) for policy, artifact in artifacts.items()}
 
 
-def _learner(compared: Compared) -> Artifact:
+def _learner(outputs: Outputs) -> Artifact | None:
     """What learned the comparisons and was measured on those held out."""
-    if isinstance(compared, rlaif.Outputs):
-        return compared.preference_model.artifact
-    return compared.policy
+    match outputs:
+        case rlaif.Outputs():
+            return outputs.preference_model.artifact
+        case rlhf.Outputs():
+            return outputs.people.preference_model.artifact
+        case dpo.Outputs():
+            return outputs.policy
+        case _:
+            return None
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -137,6 +145,7 @@ def constitution_story(document: Constitution, records: Records) -> Constitution
         version=document.version,
         description=document.description,
         digest=document.digest,
+        left_out=document.left_out,
         principles=tuple(_principle(p, records, judged) for p in drawn),
     )
 
@@ -167,29 +176,12 @@ def _principle(principle: Principle, records: Records, judged: list[Comparison])
     )
 
 
-def revisions_story(chains: list[RevisionChain]) -> RevisionsStory:
-    """Outcomes and lengths by step, and the first chains as examples."""
-    num_steps = max((len(chain.steps) for chain in chains), default=0)
-    words = [_mean(len(chain.draft.text.split()) for chain in chains)]
-    words += [
-        _mean(len(chain.steps[step].response.split()) for chain in chains)
-        for step in range(num_steps)
-    ]
-    return RevisionsStory(
-        outcomes=tuple(
-            dict(Counter(str(chain.steps[step].outcome) for chain in chains))
-            for step in range(num_steps)
-        ),
-        mean_words=tuple(value or 0.0 for value in words),
-        tail=revisions_tail(chains),
-        chains=tuple(chains[:NUM_CHAINS]),
-    )
-
-
-def _curves(artifact: Artifact, *specs: tuple[dict[str, str], str, str, str]) -> tuple[Curve, ...]:
+def curves_of(
+    artifact: Artifact, *specs: tuple[dict[str, str], str, str, str]
+) -> tuple[Curve, ...]:
     """Charts of an artifact's curve: (metric to series name, title, y label, note) each."""
     rows = artifact.json(CURVE)
-    x_label = "PPO round" if artifact.stage == "policy" else "optimizer step"
+    x_label = "PPO round" if artifact.stage in PPO_STAGES else "optimizer step"
     drawn = (
         curve(rows, keys, title=title, x_label=x_label, y_label=y_label, note=note)
         for keys, title, y_label, note in specs
@@ -203,7 +195,7 @@ def sl_policy_story(artifact: Artifact, counts: dict[str, int]) -> SLPolicyStory
         num_revisions=counts["revisions"],
         num_helpfulness=counts["helpfulness"],
         num_dropped=counts["dropped_too_long"],
-        curves=_curves(
+        curves=curves_of(
             artifact,
             ({"train/loss": "training"}, "SL-CAI loss", "nats per token", "Lower is better."),
         ),
@@ -222,7 +214,7 @@ def feedback_story(config: Config, outputs: Outputs, records: Records) -> Feedba
         note=labelled.note,
         measured=measured,
         gates=()  # nothing is trained on its labels before phase 2
-        if isinstance(outputs, sl_cai.Outputs)
+        if isinstance(outputs, sl_cai.Outputs | rlhf.Outputs)
         else gate.gates(config.feedback, measured),
         comparisons=_comparisons_story(records.comparisons)
         if isinstance(outputs, Compared)
@@ -261,17 +253,22 @@ def preference_story(
     bootstrap: Bootstrap,
 ) -> PreferenceModelStory | None:
     """The preference model on held-out pairs and tests; None where there is none."""
-    if not isinstance(outputs, rlaif.Outputs):
-        return None
-    model = outputs.preference_model
+    match outputs:
+        case rlaif.Outputs():
+            model = outputs.preference_model
+        case rlhf.Outputs():
+            model = outputs.people.preference_model
+        case _:
+            return None
     several = model.config.num_members > 1
     return PreferenceModelStory(
-        num_ai=counts["preference_model"]["ai"],
-        num_human=counts["preference_model"]["human"],
+        labels="AI" if isinstance(outputs, rlaif.Outputs) else "human",
+        num_ai=counts[model.artifact.stage]["ai"],
+        num_human=counts[model.artifact.stage]["human"],
         num_members=model.config.num_members,
         combine=model.config.combine,
         condition=model.config.condition,
-        curves=_curves(
+        curves=curves_of(
             model.artifact,
             (
                 {"train/loss": "training"},
@@ -287,61 +284,6 @@ def preference_story(
             combine=model.config.combine,
             num_bootstrap=bootstrap.num,
             seed=bootstrap.seed,
-        ),
-    )
-
-
-def ppo_story(
-    config: Config,
-    outputs: Outputs,
-    counts: dict[str, dict[str, int]],
-) -> PPOStory | None:
-    """PPO by round; None before phase 2."""
-    if not isinstance(outputs, rlaif.Outputs) or not isinstance(config.phase, RLAIFConfig):
-        return None
-    ppo = config.phase.ppo
-    return PPOStory(
-        num_rounds=counts["policy"]["rounds"],
-        num_rollouts=counts["policy"]["rollouts"],
-        settings={
-            "kl_coef": f"{ppo.kl_coef:g}",
-            "kl_where": ppo.kl_where.value,
-            "clip_ratio": f"{ppo.clip_ratio:g}",
-            "ppo_epochs": str(ppo.ppo_epochs),
-            "learning_rate": f"{ppo.optimizer.learning_rate:g}",
-            "temperature": f"{ppo.temperature:g}",
-        },
-        curves=_curves(
-            outputs.policy,
-            (
-                {
-                    "objective/scores": "score",
-                    "objective/rlhf_reward": "score minus penalties",
-                },
-                "Reward",
-                "SL-CAI standard deviations",
-                "Mean over the round's rollouts; 0 is the mean of SL-CAI samples.",
-            ),
-            (
-                {"objective/kl": "KL to SL-CAI"},
-                "KL to the SL-CAI policy",
-                "nats per response",
-                "Sum over tokens, mean over rollouts; sampled, so it can dip below 0.",
-            ),
-            ({"val/response_length": "length"}, "Response length", "tokens", ""),
-            ({"objective/entropy": "entropy"}, "Entropy", "nats per token", ""),
-            (
-                {"policy/clipfrac_avg": "clipped", "val/eos_rate": "ended by the model"},
-                "Clip fraction and responses ended",
-                "share",
-                "",
-            ),
-            (
-                {"val/explained_variance": "explained variance"},
-                "Explained variance of the value head",
-                "share",
-                "1 is perfect, 0 is no better than the mean.",
-            ),
         ),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -493,23 +493,3 @@ def _tell(series: Series, x_label: str) -> str:
         f"lowest {number(low[1])} at {number(low[0])}, highest {number(high[1])} at "
         f"{number(high[0])}."
     )
-
-
-def drawn(
-    draw: Callable[[Axes, Sequence[str]], None],
-    *,
-    key: str,
-    alternative: str,
-    height: float,
-    marks: Sequence[Mark] = (),
-    table: ChartTable | None = None,
-) -> Chart:
-    """A chart that is drawn elsewhere, on the axes and with the colours that it is given."""
-    svg = svg_of(
-        lambda axes: draw(axes, SERIES),
-        key=key,
-        alternative=alternative,
-        height=height,
-        marks=marks,
-    )
-    return Chart(svg=svg, alternative=alternative, table=table)

@@ -24,6 +24,21 @@ class EmbeddedModel(StrEnum):
     qwen2_5_0_5b = "qwen2_5_0_5b"
 
 
+class Launcher(StrEnum):
+    """What starts the runs of a multirun: options of Hydra's group `hydra/launcher`."""
+
+    basic = "basic"
+    """One after the other, in this process."""
+    joblib = "joblib"
+    """Side by side on this machine."""
+    submitit_local = "submitit_local"
+    """As `submitit_slurm` does it, on this machine."""
+    submitit_slurm = "submitit_slurm"
+    """Jobs of a SLURM cluster."""
+    ray = "ray"
+    """Tasks of a Ray cluster, or of one that is started here."""
+
+
 class EngineName(StrEnum):
     """What samples from a model and scores with it."""
 
@@ -80,6 +95,30 @@ class RevisionsUsed(StrEnum):
 
     all = "all"
     final = "final"
+    best_compliance = "best_compliance"
+    """Of the draft and its revisions, the text whose way of answering the constitution values most;
+    the last of several."""
+
+
+class Until(StrEnum):
+    """When a chain of critiques and revisions ends."""
+
+    fixed = "fixed"
+    """After a number of steps, each under a drawn principle (the paper's)."""
+    satisfied = "satisfied"
+    """When every applicable principle holds by the feedback; each step is under the one that holds
+    least."""
+
+
+class RevisionVote(StrEnum):
+    """Who chooses between the revisions of several critique models."""
+
+    none = "none"
+    """Nobody: there is one."""
+    feedback = "feedback"
+    """The run's feedback, by comparing every two under the step's principle."""
+    members = "members"
+    """Every critique model, by comparing every two."""
 
 
 class LabelMode(StrEnum):
@@ -114,6 +153,24 @@ class Method(StrEnum):
     sl_cai = "sl_cai"
     dpo = "dpo"
     rlaif = "rlaif"
+
+
+class Learner(StrEnum):
+    """What `phase=critique_rl` trains by PPO."""
+
+    policy = "policy"
+    """The policy, on what the feedback says of its responses: direct RLAIF (Lee et al. 2023)."""
+    critique_model = "critique_model"
+    """The critic, on what the feedback says of the revisions that follow its critiques."""
+
+
+class RewardKind(StrEnum):
+    """What the feedback is asked about a rollout."""
+
+    pairwise = "pairwise"
+    """Is it better than the SL-CAI policy's own response? The log-odds are the score."""
+    score = "score"
+    """What is it worth by itself? For methods that answer that: pointwise, score."""
 
 
 class DPOLoss(StrEnum):

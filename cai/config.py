@@ -36,6 +36,7 @@ from cai.evaluation_config import EvaluationConfig, SamplingConfig
 from cai.feedback_config import FeedbackConfig
 from cai.model_config import ModelConfig
 from cai.ranges import check, fraction, not_negative, positive
+from cai.revisions_config import RevisionsConfig, check_members, check_verdicts
 from cai.training_config import DPOConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
 
 
@@ -49,6 +50,15 @@ class ConstitutionConfig:
     domain: str | None
     """Built-in domain prompts that belong to it (`domain_<domain>.jsonl`), or null."""
     sampling: PrincipleSampling
+    num_principles: int | None
+    """So many of its principles are used, drawn by `subset_seed`; null: all of them."""
+    subset_seed: int
+    """Which principles a subset holds; with one seed, a larger subset holds every smaller one."""
+
+    def __post_init__(self) -> None:
+        if self.num_principles is not None:
+            positive(self, "num_principles")
+        not_negative(self, "subset_seed")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,9 +124,21 @@ class HardwareConfig:
     precision: Precision
     micro_batch_size: int
     """Sequences per forward and backward pass in training; gradients are accumulated."""
+    check_memory: bool
+    """Refuse what by its predicted size has no place in a device's memory; false: try it."""
+    memory_gb: float | None
+    """Memory of a device in GB (10^9 bytes), e.g. to plan for another machine; null: what this one
+    has."""
+    teraflops: float
+    """What a device does with a model's products in practice, 10^12 operations a second, on a CPU
+    each thread: a plan's times come from it until the store has a run to learn from."""
+    gb_per_second: float
+    """How fast a device reads its memory, for the same purpose: it limits sampling."""
 
     def __post_init__(self) -> None:
-        positive(self, "micro_batch_size")
+        positive(self, "micro_batch_size", "teraflops", "gb_per_second")
+        if self.memory_gb is not None:
+            positive(self, "memory_gb")
         check(self.devices == 1, f"devices must be 1, not {self.devices}: one process trains")
 
 
@@ -146,27 +168,6 @@ class PromptsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class RevisionsConfig:
-    """Critique and revision (sec. 3.1)."""
-
-    num_revisions: int
-    """Critique-revision steps per prompt; the paper takes 4."""
-    num_few_shot: int
-    """Worked examples before the conversation; one is always the no-op example when above 0."""
-    critique: SamplingConfig
-    revision: SamplingConfig
-
-    def __post_init__(self) -> None:
-        positive(self, "num_revisions")
-        not_negative(self, "num_few_shot")
-        check(
-            self.critique.shard_size == self.revision.shard_size,
-            "critique.shard_size and revision.shard_size must be equal: a shard is one batch of "
-            "chains",
-        )
-
-
-@dataclass(kw_only=True, slots=True)
 class HelpfulnessConfig:
     """Samples that keep the fine-tune helpful (sec. 3.1: two per prompt)."""
 
@@ -188,8 +189,15 @@ class PhaseConfig:
 class SLCAIConfig(PhaseConfig):
     """Phase 1: drafts, critiques and revisions, fine-tune."""
 
+    start: str | None
+    """The policy that the phase begins with, instead of the base: the folder of an adapter as this
+    project saves it, or of a finished run, which stands for its final policy. It drafts, and its
+    own adapter goes on learning."""
     critique_models: dict[str, ModelConfig]
-    """Who critiques and revises; one member, `main`."""
+    """Who critiques and revises: `main`, and with `revisions.vote` others, whose revisions stand
+    against each other: `+model@phase.critique_models.<name>=<option>`. The same model may be there
+    again with another `system_prompt` than main's, which replaces the reviewer's system turn, or
+    with another `start`. Controls of the critiques are made with `main`."""
     feedback_model: ModelConfig
     """Who compares; the paper takes the pretrained model."""
     prompts: PromptsConfig
@@ -199,11 +207,7 @@ class SLCAIConfig(PhaseConfig):
     sl_policy: SLPolicyConfig
 
     def __post_init__(self) -> None:
-        check(
-            list(self.critique_models) == ["main"],
-            f"critique_models must have exactly one member, main; found "
-            f"{', '.join(self.critique_models) or 'none'}",
-        )
+        check_members(self.critique_models, self.revisions)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -231,9 +235,13 @@ class ComparisonsConfig:
     """Different principles that each pair is judged under; labels are averaged. The paper: 1."""
     shard_size: int
     """Pairs per batch; also the unit of resuming."""
+    compliance_coef: float
+    """What the constitution's values of compliance add to a label's log-odds, nats per unit of
+    value; 0: nothing. Without effect under a document that declares none."""
 
     def __post_init__(self) -> None:
         positive(self, "principles_per_pair", "shard_size")
+        not_negative(self, "compliance_coef")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -274,6 +282,11 @@ class RLAIFConfig(ComparedConfig):
             "phase.ppo.select=final",
         )
         base = self.preference_base
+        check(
+            base is None or base.start is None,
+            "preference_base.start is for roles that are not trained: the preference model is "
+            "trained from a base; type phase.preference_base.start=null",
+        )
         check(
             base is None or base.engine.name is EngineName.transformers,
             "preference_base.engine must be transformers: the preference model is trained in this "
@@ -372,9 +385,17 @@ class CompareConfig(PhaseConfig):
     correction is over all of them, so fewer, chosen beforehand, show more."""
     num_resamples: int
     """Bootstrap resamples and flipped signs over prompts."""
+    scatter: list[str] | None
+    """Two metrics, a point for each run: the one along the page and the one up; `final` in a name
+    stands for each run's last policy. null: none."""
 
     def __post_init__(self) -> None:
         positive(self, "num_resamples")
+        check(
+            self.scatter is None or len(set(self.scatter)) == len(self.scatter) == 2,
+            "scatter must name two different metrics, e.g. phase.scatter=[feedback/accuracy,"
+            "eval/final/likelihood_accuracy]",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -387,7 +408,9 @@ class Config:
     output_dir: str
     """Holds `store/` and the run folders."""
     run: str | None
-    """For `phase=trace`: folder of a finished run of phase=rlaif or phase=dpo."""
+    """For `phase=trace`: folder of a finished run of phase=rlaif or phase=dpo. For `phase=audit`:
+    folder of one with `phase.revisions.until=satisfied`, whose conflicts between principles are
+    listed."""
     example: str | None
     """For `phase=trace`: id of an evaluated prompt, or `<id>/<policy>` for one response to it."""
     runs: list[str] | None
@@ -406,6 +429,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**31, f"seed must be in [0, 2^31), not {self.seed}")
+        if isinstance(self.phase, SLCAIConfig):
+            check_verdicts(self.phase.revisions, self.feedback)
         check(
             isinstance(self.phase, EvaluateConfig) or self.evaluation.responses is None,
             f"evaluation.responses={self.evaluation.responses} is for phase=evaluate, not "
@@ -417,8 +442,9 @@ class Config:
             "policies",
         )
         check(
-            isinstance(self.phase, TraceConfig) or self.run is None,
-            f"run={self.run} is for phase=trace; phase={self.phase.name} starts from its settings",
+            isinstance(self.phase, TraceConfig | AuditPhaseConfig) or self.run is None,
+            f"run={self.run} is for phase=trace and phase=audit; phase={self.phase.name} starts "
+            "from its settings",
         )
         check(
             isinstance(self.phase, TraceConfig) or self.example is None,
@@ -438,6 +464,17 @@ class Config:
             or self.evaluation.sampling.temperature > 0,
             "evaluation.sampling.temperature must be above 0 with phase.gold=true: how far a "
             "snapshot is from the SL-CAI policy is estimated on samples, and greedy ones are none",
+        )
+        check(
+            self.constitution.num_principles is None
+            or not isinstance(self.phase, AuditPhaseConfig | MatrixConfig),
+            f"constitution.num_principles is not for phase={self.phase.name}, which reads whole "
+            "documents; type constitution.num_principles=null",
+        )
+        check(
+            self.model.start is None,
+            f"model.start={self.model.start} is for roles that are not trained; a policy begins "
+            "with another one by phase.start=<folder of its run or adapter>",
         )
         theirs = self.phase.preference_base if isinstance(self.phase, RLAIFConfig) else None
         check(

@@ -40,12 +40,25 @@ has its own principle of that id.
 No principle at all. With `principles: []` the field `unguided` (critique, revise, compare) holds
 what is asked instead; it is needed there and refused anywhere else.
 
+Partial compliance. `compliance` says what each way of answering is worth, from -1 to 1, by kind of
+prompt (red_team, helpfulness, benign) and class (refusal, partial, caveated, alternative,
+compliance, abstention; `cai.compliance.classes`)::
+
+    compliance:
+      red_team: {alternative: 1, refusal: 0.5, compliance: -1}
+      benign: {compliance: 1, refusal: -1}
+
+What is not written is worth 0. Values are inherited class by class; one's own take the place of a
+parent's. Labels and, where asked for, the choice of revisions follow them; no request to a model
+does.
+
 Text is literal: white space around it is dropped, and `${...}`, `{}`, `%s`, `no` and `1e3` stay as
 they are. Limits: 256 kB a file, 4,000 characters a text, 1,000 principles. What of YAML is refused,
 and how errors look, is in `cai.yaml_nodes`.
 
-Not in the paper: weights, tests and inheritance; the paper draws uniformly from sixteen principles
-(Bai et al. 2022, sec. 3.1 and 4.1), and so does every document without weights.
+Not in the paper: weights, tests, values of compliance and inheritance; the paper draws uniformly
+from sixteen principles (Bai et al. 2022, sec. 3.1 and 4.1), and so does every document without
+weights.
 """
 
 from __future__ import annotations
@@ -58,11 +71,12 @@ import os
 import random
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai import other_shapes
+from cai.compliance.declared import DeclaredCompliance, merged
 from cai.documents import (
     UNGUIDED_ID,
     Draft,
@@ -103,10 +117,15 @@ class Constitution:
     principles: tuple[Principle, ...]
     unguided: Unguided | None
     """Set if and only if there are no principles."""
+    compliance: DeclaredCompliance | None
+    """What ways of answering are worth; None where the document does not say."""
+    left_out: tuple[str, ...]
+    """Principles of the document that a subset does not have (`cai.principle_subset`)."""
     path: Path
     digest: str
     """sha256 of the content that can affect a run: ids, texts, scopes, weights and tests of all
-    principles in order, inherited ones included; not of names, comments, sources or paths."""
+    principles in order, inherited ones included, and values of compliance; not of names, comments,
+    sources or paths."""
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
     """Where each principle is written, by its id."""
 
@@ -125,13 +144,7 @@ class Constitution:
         self, rng: random.Random, *, num: int, weighted: bool
     ) -> tuple[Principle, ...]:
         """Draw up to `num` different principles, one after the other; for `num=1` as `draw`."""
-        pool = list(self.asked)
-        drawn: list[Principle] = []
-        while pool and len(drawn) < num:
-            weights = [principle.weight for principle in pool] if weighted else None
-            drawn.append(rng.choices(pool, weights)[0])
-            pool.remove(drawn[-1])
-        return tuple(drawn)
+        return drawn(self.asked, rng, num=num, weighted=weighted)
 
     def find(self, principle_id: str) -> Principle:
         """The principle of an id that a record names.
@@ -160,6 +173,19 @@ class Constitution:
                 document=self.path.name,
             ),
         )  # fmt: skip
+
+
+def drawn(
+    principles: Sequence[Principle], rng: random.Random, *, num: int, weighted: bool
+) -> tuple[Principle, ...]:
+    """Up to `num` different principles, one after the other, by weight or uniformly."""
+    pool = list(principles)
+    found: list[Principle] = []
+    while pool and len(found) < num:
+        weights = [principle.weight for principle in pool] if weighted else None
+        found.append(rng.choices(pool, weights)[0])
+        pool.remove(found[-1])
+    return tuple(found)
 
 
 def load(document: str, *, folder: Path, setting: str = "constitution.document") -> Constitution:
@@ -256,6 +282,8 @@ def _load(
     combined = _combine(draft, path, parents, check)
     principles = tuple(principle for principle, _ in combined.values())
     unguided = _unguided(draft, principles, parents, check)
+    declared = [(p.name, p.compliance) for p in parents if p.compliance is not None]
+    compliance = merged(draft.compliance, declared, check)
     check.finish()
     done[real] = Constitution(
         name=draft.name,
@@ -263,8 +291,10 @@ def _load(
         description=draft.description,
         principles=principles,
         unguided=unguided,
+        compliance=compliance,
+        left_out=(),
         path=path,
-        digest=_digest(principles, unguided),
+        digest=digest_of(principles, unguided, compliance),
         origins={name: origin for name, (_, origin) in combined.items()},
     )
     return done[real]
@@ -408,13 +438,20 @@ def _unguided(
     return inherited.pop()
 
 
-def _digest(principles: tuple[Principle, ...], unguided: Unguided | None) -> str:
-    content = {
+def digest_of(
+    principles: tuple[Principle, ...],
+    unguided: Unguided | None,
+    compliance: DeclaredCompliance | None,
+) -> str:
+    """sha256 of what can affect a run; a document without values of compliance has none in it."""
+    content: dict[str, object] = {
         "principles": [
             {k: v for k, v in dataclasses.asdict(p).items() if k not in ("source", "document")}
             for p in principles
         ],
         "unguided": dataclasses.asdict(unguided) if unguided else None,
     }
+    if compliance is not None:
+        content["compliance"] = compliance.values
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()

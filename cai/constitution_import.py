@@ -40,6 +40,11 @@ def document_text(read: Constitution) -> str:
     }
     if read.unguided is not None:
         fields["unguided"] = asdict(read.unguided)
+    if read.compliance is not None:
+        fields["compliance"] = {
+            str(kind): {str(tag): value for tag, value in own.items()}
+            for kind, own in read.compliance.values.items()
+        }
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -26,6 +26,7 @@ from cai.constitution import Constitution
 from cai.endpoint import metered
 from cai.faults import fault
 from cai.models import Models, dtype_of
+from cai.sizes.device import release_memory
 from cai.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class StageResult:
     status: StageStatus
     seconds: float
     counts: dict[str, int]
+    key: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What the digest is of; a plan reads the stage's size off it."""
 
     def record(self) -> dict[str, Any]:
         """As a manifest has it."""
@@ -121,10 +124,10 @@ class RunContext:
         artifact = self.store.artifact(stage.name, key)
         if artifact.complete:
             counts = artifact.manifest()["counts"]
-            self._note(stage, artifact, StageStatus.reused, 0.0, counts)
+            self._note(stage, artifact, key, StageStatus.reused, 0.0, counts)
             self._replay(artifact)
         elif self.plan:
-            self._note(stage, artifact, StageStatus.planned, 0.0, stage.expect)
+            self._note(stage, artifact, key, StageStatus.planned, 0.0, stage.expect)
         else:
             self._fill(stage, artifact, key)
         return artifact
@@ -133,7 +136,7 @@ class RunContext:
         with self.store.filling(artifact) as work:
             if artifact.complete:
                 counts = artifact.manifest()["counts"]
-                self._note(stage, artifact, StageStatus.reused, 0.0, counts)
+                self._note(stage, artifact, key, StageStatus.reused, 0.0, counts)
                 self._replay(artifact)
                 return
             continued = self._same_precision(work)
@@ -141,6 +144,7 @@ class RunContext:
             started = time.monotonic()
             with metered(work.scratch / "usage.jsonl") as meter:
                 stage.run(work)
+            release_memory()
             seconds = time.monotonic() - started
             spent = meter.total()
             if spent.counts():
@@ -157,7 +161,7 @@ class RunContext:
             }
             self.store.commit(work, manifest)
         status = StageStatus.continued if continued else StageStatus.computed
-        self._note(stage, artifact, status, seconds, manifest["counts"])
+        self._note(stage, artifact, key, status, seconds, manifest["counts"])
 
     def _precision(self) -> str:
         return str(dtype_of(self.hardware)).removeprefix("torch.")
@@ -187,13 +191,19 @@ class RunContext:
         self,
         stage: Stage,
         artifact: Artifact,
+        key: dict[str, Any],
         status: StageStatus,
         seconds: float,
         counts: dict[str, int],
     ) -> None:
         self.results.append(
             StageResult(
-                name=stage.name, artifact=artifact, status=status, seconds=seconds, counts=counts
+                name=stage.name,
+                artifact=artifact,
+                status=status,
+                seconds=seconds,
+                counts=counts,
+                key=key,
             )
         )
 

@@ -1,10 +1,10 @@
 """Critique and revision of drafts under drawn principles (Bai et al. 2022, sec. 3.1).
 
-At every step and for every prompt a principle is drawn independently and with replacement; the
-critique model sees worked examples, the original conversation and the response as it stands, never
-an earlier critique (the context reset); the revision follows from the critique in the same
-conversation. A step whose prompt does not fit, or whose revision `cai.acceptance` does not accept,
-keeps the response it had and says why.
+The critique model sees worked examples, the original conversation and the response as it stands,
+never an earlier critique (the context reset); the revision follows from the critique in the same
+conversation. Principles are drawn independently and with replacement, for every step and prompt.
+Where a prompt does not fit, or `cai.acceptance` does not accept the revision, the response stays
+and the record says why. `cai.revising` makes chains of such steps.
 
 The same reviser revises without a critique: the control that says whether critiques do anything
 (Bai et al. 2022, fig. 7; `cai.stages.controls`).
@@ -12,6 +12,7 @@ The same reviser revises without a critique: the control that says whether criti
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from cai.config import RevisionsConfig, SamplingConfig
 from cai.constitution import Constitution, Principle
 from cai.engines import Engine
 from cai.generation import Tokens
+from cai.model_config import ModelConfig
+from cai.models import Models
 from cai.prompts import (
     ONLY_RESPONSE,
     REVIEWER_SYSTEM,
@@ -29,17 +32,35 @@ from cai.prompts import (
     revision_examples,
     revision_prompt,
 )
+from cai.revision_records import Candidate
 from cai.seeds import derive_seed, python_rng
 from cai.tokens import ChatEncoder
 from cai.types import (
     Message,
     Prompt,
-    Response,
-    RevisionChain,
     RevisionOutcome,
-    RevisionStep,
     Sample,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CritiqueEngines:
+    """What critiques and what revises after it."""
+
+    encoder: ChatEncoder
+    generator: Engine
+    critic: Engine
+
+
+def critique_engines(models: Models, config: ModelConfig) -> CritiqueEngines:
+    """A critique model's engines: with `start` it critiques as a critic, and its base revises.
+
+    So a critic is separate from the generator, and is used as it was trained: on critiques alone.
+    """
+    base = models.base(dataclasses.replace(config, start=None))
+    generator = base.generator()
+    critic = generator if config.start is None else models.base(config).generator()
+    return CritiqueEngines(encoder=base.encoder, generator=generator, critic=critic)
 
 
 def to_sample(encoder: ChatEncoder, tokens: Tokens, seed: int) -> Sample:
@@ -51,15 +72,6 @@ def to_sample(encoder: ChatEncoder, tokens: Tokens, seed: int) -> Sample:
         finished=tokens.finished,
         seed=seed,
     )
-
-
-@dataclass(slots=True)
-class _Chain:
-    """A chain while it grows."""
-
-    draft: Response
-    response: str
-    steps: list[RevisionStep]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,28 +91,16 @@ class Reviser:
     """Critiques and revises shards of drafts with one critique model."""
 
     generator: Engine
+    """Revises: the critique model's base."""
+    critic: Engine
+    """Critiques: the base, or the base with the adapter that `start` names."""
     encoder: ChatEncoder
     constitution: Constitution
     sampling: PrincipleSampling
     config: RevisionsConfig
     seed: int
-
-    def revise(
-        self, drafts: Sequence[Response], advance: Callable[[int], None]
-    ) -> list[RevisionChain]:
-        """All steps of one shard of drafts, batched over its rows.
-
-        Args:
-            drafts: The shard.
-            advance: Called with the number of rows after every batch of critiques or revisions.
-        """
-        chains = [_Chain(draft=d, response=d.sample.text, steps=[]) for d in drafts]
-        for step in range(1, self.config.num_revisions + 1):
-            self._step(chains, step, advance)
-        return [
-            RevisionChain(prompt=c.draft.prompt, draft=c.draft.sample, steps=tuple(c.steps))
-            for c in chains
-        ]
+    system: str = REVIEWER_SYSTEM
+    """System turn of its conversations."""
 
     def draw(self, prompt: Prompt, step: int) -> Principle:
         """The principle of one step of a prompt's chain."""
@@ -109,23 +109,20 @@ class Reviser:
 
     def critiques(self, turns: Sequence[Turn], step: int) -> list[Sample | None]:
         """One critique per turn; None where the prompt does not fit the context."""
-        return self._sample(
-            turns, [self._asked(turn) for turn in turns], self.config.critique, f"critique{step}"
-        )
+        asked = [self.asked(turn) for turn in turns]
+        return self._sample(self.critic, turns, asked, self.config.critique, f"critique{step}")
 
     def revisions(
         self, turns: Sequence[Turn], critiques: Sequence[Sample | None], step: int
     ) -> list[Sample | None]:
         """One revision per turn after its critique; None where there is none or no room."""
         asked = [
-            revision_prompt(
-                self._asked(turn), critique=critique.text, request=turn.principle.revise
-            )
+            revision_prompt(self.asked(turn), critique=critique.text, request=turn.principle.revise)
             if critique
             else None
             for turn, critique in zip(turns, critiques, strict=True)
         ]
-        return self._sample(turns, asked, self.config.revision, f"revision{step}")
+        return self._sample(self.generator, turns, asked, self.config.revision, f"revision{step}")
 
     def direct_revisions(self, turns: Sequence[Turn], step: int) -> list[Sample | None]:
         """One revision per turn on the same request without a critique, from the same numbers."""
@@ -138,7 +135,7 @@ class Reviser:
             )
             for turn in turns
         ]
-        return self._sample(turns, asked, self.config.revision, f"revision{step}")
+        return self._sample(self.generator, turns, asked, self.config.revision, f"revision{step}")
 
     def assess(self, turn: Turn, *, critique: Sample | None, revision: Sample | None) -> Assessed:
         """What became of a turn's revision; without an accepted one the response stays."""
@@ -162,37 +159,36 @@ class Reviser:
             return found
         return Assessed(outcome=found.outcome, text=turn.response)
 
-    def _step(self, chains: Sequence[_Chain], step: int, advance: Callable[[int], None]) -> None:
-        turns = [
-            Turn(
-                prompt=chain.draft.prompt,
-                draft=chain.draft.sample.text,
-                response=chain.response,
-                principle=self.draw(chain.draft.prompt, step),
-            )
-            for chain in chains
-        ]
+    def candidates(
+        self, turns: Sequence[Turn], step: int, advance: Callable[[int], None], *, member: str
+    ) -> list[Candidate]:
+        """A critique and a revision for each turn, and what became of them.
+
+        Args:
+            turns: One batch.
+            step: 1-based.
+            advance: Called with the number of turns after the critiques and after the revisions.
+            member: What this critique model is called.
+        """
         critiques = self.critiques(turns, step)
         advance(len(turns))
         revisions = self.revisions(turns, critiques, step)
         advance(len(turns))
-        for chain, turn, critique, revision in zip(
-            chains, turns, critiques, revisions, strict=True
-        ):
-            found = self.assess(turn, critique=critique, revision=revision)
-            chain.response = found.text
-            chain.steps.append(
-                RevisionStep(
-                    step=step,
-                    principle_id=turn.principle.id,
-                    critique=critique,
-                    revision=revision,
-                    outcome=found.outcome,
-                    response=found.text,
-                )
+        found = []
+        for turn, critique, revision in zip(turns, critiques, revisions, strict=True):
+            assessed = self.assess(turn, critique=critique, revision=revision)
+            candidate = Candidate(
+                member=member,
+                critique=critique,
+                revision=revision,
+                outcome=assessed.outcome,
+                response=assessed.text,
             )
+            found.append(candidate)
+        return found
 
-    def _asked(self, turn: Turn) -> list[Message]:
+    def asked(self, turn: Turn) -> list[Message]:
+        """The conversation that asks for a turn's critique."""
         return critique_prompt(
             turn.prompt.messages,
             turn.response,
@@ -202,6 +198,7 @@ class Reviser:
 
     def _sample(
         self,
+        engine: Engine,
         turns: Sequence[Turn],
         asked: Sequence[list[Message] | None],
         config: SamplingConfig,
@@ -212,8 +209,8 @@ class Reviser:
             row: ids
             for row, messages in enumerate(asked)
             if messages is not None
-            and self.generator.fits(
-                ids := self.encoder.conversation(messages, system=REVIEWER_SYSTEM),
+            and engine.fits(
+                ids := self.encoder.conversation(messages, system=self.system),
                 config.max_new_tokens,
             )
         }
@@ -221,7 +218,7 @@ class Reviser:
         if not prompts:
             return samples
         seeds = [derive_seed(self.seed, name, turns[row].prompt.id) for row in prompts]
-        sampled = self.generator.sample(
+        sampled = engine.sample(
             list(prompts.values()),
             seeds=seeds,
             max_new_tokens=config.max_new_tokens,

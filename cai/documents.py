@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from cai.compliance.declared import FIELD, Written, read_compliance
 from cai.yaml_nodes import MAX_TEXT, Checker, Mapping, Node, Scalar, Sequence, quote
 
 UNGUIDED_ID = "unguided"
@@ -17,7 +18,7 @@ MAX_PRINCIPLES = 1_000
 MAX_WEIGHT = 1_000_000.0
 MAX_NAME = 100
 
-_TOP = ("name", "version", "description", "extends", "principles", "unguided")
+_TOP = ("name", "version", "description", "extends", "principles", "unguided", FIELD)
 _PRINCIPLE = (
     "id", "principle", "critique", "revise", "compare", "scope", "weight", "source", "tests",
 )  # fmt: skip
@@ -110,6 +111,7 @@ class Draft:
     parents: tuple[Parent, ...]
     own: tuple[Own, ...]
     unguided: Unguided | None
+    compliance: Written | None
     root: Node
     unguided_node: Node | None
 
@@ -154,8 +156,8 @@ def _read_list(root: Sequence, *, path: Path, check: Checker) -> Draft:
                   "`principles: []` and `unguided`")  # fmt: skip
     own = _read_principles(root, path=path, check=check)
     return Draft(
-        name=name, version="0", description="", parents=(), own=own, unguided=None, root=root,
-        unguided_node=None,
+        name=name, version="0", description="", parents=(), own=own, unguided=None,
+        compliance=None, root=root, unguided_node=None,
     )  # fmt: skip
 
 
@@ -178,6 +180,7 @@ def _read_mapping(root: Node, *, path: Path, check: Checker) -> Draft:
         parents=_read_parents(fields["extends"], check) if "extends" in fields else (),
         own=_read_principles(principles, path=path, check=check) if principles else (),
         unguided=_read_unguided(fields["unguided"], check) if "unguided" in fields else None,
+        compliance=read_compliance(fields[FIELD], check) if FIELD in fields else None,
         root=root,
         unguided_node=fields.get("unguided"),
     )

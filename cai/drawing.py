@@ -140,6 +140,26 @@ def legend_below(axes: Axes, *, columns: int) -> None:
     axes.figure.legend(loc="outside lower center", ncols=columns, fontsize=10)
 
 
+def drawn(
+    draw: Callable[[Axes, Sequence[str]], None],
+    *,
+    key: str,
+    alternative: str,
+    height: float,
+    marks: Sequence[Mark] = (),
+    table: ChartTable | None = None,
+) -> Chart:
+    """A chart that is drawn elsewhere, on the axes and with the colours that it is given."""
+    svg = svg_of(
+        lambda axes: draw(axes, SERIES),
+        key=key,
+        alternative=alternative,
+        height=height,
+        marks=marks,
+    )
+    return Chart(svg=svg, alternative=alternative, table=table)
+
+
 def _circles(axes: Axes, marks: Sequence[Mark], *, height: float) -> str:
     """Marks where matplotlib has put their points (its y axis goes up, SVG's down)."""
     scale = 72 / axes.figure.dpi

@@ -15,6 +15,10 @@ class ConfigError(UserError):
     exit_code = 2
 
 
+class RunFailedError(UserError):
+    """A run of a multirun failed in another process, where it said why."""
+
+
 class SelfCheckError(UserError):
     """A training's own invariants do not hold before its first update; nothing was learned."""
 

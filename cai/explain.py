@@ -24,6 +24,7 @@ from cai import paths
 from cai.config import Config
 from cai.errors import UserError
 from cai.job import PROGRAM
+from cai.multirun import EXTRAS
 from cai.schema import PHASES, REFUSED, RUN_GROUPS
 
 _TYPE_NAMES: dict[object, str] = {
@@ -96,6 +97,12 @@ def explain(error: BaseException, line: CommandLine) -> str | None:
     if isinstance(error, HydraException):
         return _explain_composition(str(error), line)
     return None
+
+
+PLUGINS = {"hydra/sweeper/optuna": "optuna"} | {
+    f"hydra/launcher/{launcher}": extra for launcher, extra in EXTRAS.items()
+}
+"""Options of Hydra's that an extra of this package installs -> its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +273,11 @@ def _explain_missing_option(error: MissingConfigException, line: CommandLine) ->
     if not error.missing_cfg_file or error.options is None:
         return str(error).partition("\nSearch path")[0]
     group, _, option = error.missing_cfg_file.rpartition("/")
+    if (extra := PLUGINS.get(error.missing_cfg_file)) is not None:
+        return (
+            f"{error.missing_cfg_file} is a plugin that is not installed.\n"
+            f"  Type: pip install -e '.[{extra}]'"
+        )
     in_file = re.match(r"In '([^']+)'", str(error))
     typed = [text for text in line.overrides if option in text.partition("=")[2].split(",")]
     where = f"on the command line: {typed[0]}" if typed else ""

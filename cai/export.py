@@ -20,7 +20,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -29,18 +28,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai import adapters, embedded, models
 from cai.adapters import HEAD_FILE, IDENTITY_FILE
-from cai.artifacts import MANIFEST, Artifact, write_atomically, write_json
+from cai.artifacts import Artifact, write_atomically, write_json
 from cai.errors import UserError
 from cai.full_weights import Tuned, causal_of, read_plain, write_plain
 from cai.model_card import FILE as CARD
 from cai.models import POLICY
+from cai.trained_policies import FOLDER, STAGES, find
 
-STAGES = {"rl_cai": "policy", "dpo": "dpo_policy", "sl_cai": "sl_policy"}
-"""A run's policies and the stages that train them; the first that a run has is the default."""
-SELECTED = "selected_policy"
-"""The stage that stands for `rl_cai` where another round's policy than PPO's last was kept."""
-FOLDER = "adapter"
-"""Where an artifact has what was trained."""
 QUESTION = "How do you say hello?"
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit."""
@@ -56,70 +50,6 @@ class Exported:
     """Its greedy answer to `QUESTION`."""
     system_prompt: str | None
     """System turn of the conversations that it was trained on."""
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} is neither a run nor an artifact: its {MANIFEST} cannot be read "
-            f"({type(error).__name__})"
-        ) from error
-
-
-def _in_run(folder: Path, manifest: dict[str, Any], policy: str | None) -> Artifact:
-    """The artifact of one of a run's policies, in the store beside or above the run."""
-    digests = {row["stage"]: row["digest"] for row in manifest["stages"]}
-    there = [name for name, stage in STAGES.items() if stage in digests]
-    if not there or policy not in (None, *there):
-        raise UserError(
-            f"{folder} has {'the policies ' + ', '.join(there) if there else 'no trained policy'}"
-            + (f", and not {policy}" if policy else "")
-        )
-    stage = STAGES[policy or there[0]]
-    if stage == STAGES["rl_cai"] and SELECTED in digests:
-        stage = SELECTED
-    several = sum(row["stage"] == stage for row in manifest["stages"])
-    if several > 1:
-        raise UserError(
-            f"{folder} has {several} policies of the stage {stage}: it is a matrix, whose "
-            "matrix.json says which is whose. Name one of the store's folders: "
-            f"store/{stage}/<digest>"
-        )
-    for parent in folder.resolve().parents:
-        artifact = Artifact(
-            stage=stage,
-            digest=digests[stage],
-            folder=parent / "store" / stage / digests[stage],
-        )
-        if artifact.complete:
-            return artifact
-    raise UserError(
-        f"{folder}: no folder above it has store/{stage}/{digests[stage]}; name the artifact's own "
-        "folder instead"
-    )
-
-
-def find(folder: Path, *, policy: str | None) -> Artifact:
-    """The policy that a folder stands for.
-
-    Args:
-        folder: A run or an artifact.
-        policy: One of `STAGES`, for a run with several; None takes the last one trained.
-
-    Raises:
-        UserError: when there is no such policy.
-    """
-    manifest = _manifest(folder)
-    if "stages" in manifest:
-        return _in_run(folder, manifest, policy)
-    if manifest["stage"] not in (*STAGES.values(), SELECTED):
-        raise UserError(
-            f"{folder} is a result of the stage {manifest['stage']}, which is no policy; policies "
-            f"are results of {', '.join(STAGES.values())}"
-        )
-    return Artifact(stage=manifest["stage"], digest=manifest["digest"], folder=folder)
 
 
 def _base(artifact: Artifact, given: Path | None) -> tuple[Path, str]:

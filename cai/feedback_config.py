@@ -122,6 +122,15 @@ class EndpointConfig(MultipleChoiceConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class RandomConfig(FeedbackConfig):
+    """A fair coin for every pair; no model is asked."""
+
+    def __post_init__(self) -> None:
+        FeedbackConfig.__post_init__(self)
+        check(self.model is None, "model must be null: a coin asks no model")
+
+
+@dataclass(kw_only=True, slots=True)
 class TunedConfig(FeedbackConfig):
     """Trained from the constitution's tests and labelled comparisons; measured held out."""
 

@@ -21,6 +21,8 @@ from cai.charts import (
     overlay_chart,
     signed_map,
 )
+from cai.compare.chart import scatter_chart
+from cai.compare.record import correlation_line
 from cai.compare.story import CompareStory
 from cai.elo.chart import pareto_chart
 from cai.elo.story import EloStory
@@ -59,10 +61,12 @@ class Figures:
     """The figures of each chapter."""
 
     audit: tuple[Figure, ...]
+    people: tuple[Figure, ...]
     sl_policy: tuple[Figure, ...]
     feedback: tuple[Figure, ...]
     preference_model: tuple[Figure, ...]
     dpo: tuple[Figure, ...]
+    critic: tuple[Figure, ...]
     ppo: tuple[Figure, ...]
     goodhart: tuple[Figure, ...]
     evaluation: tuple[Figure, ...]
@@ -70,6 +74,7 @@ class Figures:
     matrix: tuple[Figure, ...]
     differences: tuple[Figure, ...]
     overlaid: tuple[Figure, ...]
+    scatter: tuple[Figure, ...]
 
 
 def figures_of(story: RunStory) -> Figures:
@@ -78,10 +83,12 @@ def figures_of(story: RunStory) -> Figures:
     measured = story.audit.measured if story.audit else None
     return Figures(
         audit=_audit_figures(measured) if measured else (),
+        people=_curves(story.people.curves if story.people else (), "people"),
         sl_policy=_curves(story.sl_policy.curves if story.sl_policy else (), "sl"),
         feedback=_feedback_figures(feedback) if feedback else (),
         preference_model=_preference_figures(model) if model else (),
         dpo=_dpo_figures(story.dpo) if story.dpo else (),
+        critic=_curves(story.critic_curves, "critic"),
         ppo=_curves(story.ppo.curves if story.ppo else (), "ppo"),
         goodhart=_curves(goodhart_curves(story.goodhart) if story.goodhart else (), "goodhart"),
         evaluation=_evaluation_figures(story.evaluation) if story.evaluation else (),
@@ -89,6 +96,7 @@ def figures_of(story: RunStory) -> Figures:
         matrix=_matrix_figures(story.matrix) if story.matrix else (),
         differences=_difference_figures(story.comparison) if story.comparison else (),
         overlaid=_overlaid_figures(story.comparison) if story.comparison else (),
+        scatter=_scatter_figures(story.comparison) if story.comparison else (),
     )
 
 
@@ -256,6 +264,17 @@ def _difference_figures(comparison: CompareStory) -> tuple[Figure, ...]:
 
 def _short(name: str) -> str:
     return " ".join(label(part) for part in name.removeprefix("eval/").split("/"))
+
+
+def _scatter_figures(comparison: CompareStory) -> tuple[Figure, ...]:
+    scatter = comparison.scatter
+    if scatter is None:
+        return ()
+    note = "Each point is a run with its own 95 % intervals, which other seeds are not in. "
+    title = f"{_short(scatter.y_name)} against {_short(scatter.x_name)}"
+    return _drawn(
+        title, note + correlation_line(scatter), scatter_chart(scatter, key="compare-scatter")
+    )
 
 
 def _overlaid_figures(comparison: CompareStory) -> tuple[Figure, ...]:

@@ -8,17 +8,23 @@ anything else; the limits below are where a finding begins.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cai.capability_story import cost_findings
 from cai.choices import Gate
+from cai.compliance.mixture import mixture_findings, mixture_lines
+from cai.critic_story import critic_findings, critic_lines, reward_findings
 from cai.critique_story import critique_findings, tail_findings
 from cai.elo.text import elo_findings, elo_lines
 from cai.feedback.attacks import AttackResult
 from cai.feedback.gate import GateResult
 from cai.feedback.measures import BETTER_LONGER, BETTER_SHORTER, Measures
 from cai.goodhart_story import goodhart_findings, goodhart_key_metrics
+from cai.people_story import edge_findings, people_findings, people_key_metrics
 from cai.preference_measures import PreferenceMeasures
+from cai.revision_votes_story import votes_findings, votes_lines
+from cai.satisfaction_story import satisfaction_findings, satisfaction_lines
 from cai.statistics import Estimate, at_chance, wilson_interval
 from cai.story import (
     DPOStory,
@@ -72,6 +78,10 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
 
     if story.revisions is not None:
         add("Revision steps that changed the response", revised_share(story.revisions))
+    for name, estimate, comment in people_key_metrics(story.people, story.edge):
+        add(name, estimate, comment)
+    for name, estimate, comment in _revision_lines(story.revisions):
+        add(name, estimate, comment)
     for contest in story.critique.contests if story.critique else ():
         add(f"Critiqued revision over {contest.name}", contest.probability, "no effect 0.5")
     if (feedback := story.feedback) is not None:
@@ -86,7 +96,8 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
             add("Worse response preferred under attack", attacks.attacked, without)
     if (model := story.preference_model) is not None:
         quality = model.measured
-        add("Preference model agrees with held-out AI labels", quality.accuracy, _against(quality))
+        whose = f"Preference model agrees with held-out {model.labels} labels"
+        add(whose, quality.accuracy, _against(quality))
         add("Preference model on principle tests", quality.principle_tests, "chance 0.5")
     for name, estimate, comment in goodhart_key_metrics(story.goodhart):
         add(name, estimate, comment)
@@ -95,6 +106,8 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
         add("DPO agrees with held-out AI labels", quality.accuracy, _against(quality))
         add("DPO's margin on these pairs", dpo.margin, "no opinion 0")
         add("DPO's reward of their preferred side", dpo.preferred_reward, "as under SL-CAI 0")
+    for name, estimate, comment in critic_lines(story.critic):
+        add(name, estimate, comment)
     likely = (story.evaluation.likelihood_tests if story.evaluation else None) or {}
     for policy, estimate in likely.items():
         add(f"Better response likelier on tests, {label(policy)}", estimate, "chance 0.5")
@@ -118,9 +131,19 @@ def key_metrics(story: RunStory) -> tuple[KeyMetric, ...]:
         name = f"{change.metric}, {label(change.kind)}"
         comment = "circular: PPO's own reward" if "score" in change.metric else ""
         add(f"{name}: {label(change.after)} - {label(change.before)}", change.estimate, comment)
+    for name, estimate, comment in mixture_lines(story.mixture):
+        add(name, estimate, comment)
     for name, estimate, comment in elo_lines(story.elo):
         add(name, estimate, comment)
     return tuple(found)
+
+
+def _revision_lines(
+    revisions: RevisionsStory | None,
+) -> Iterator[tuple[str, Estimate | None, str]]:
+    if revisions is not None:
+        yield from satisfaction_lines(revisions.satisfaction)
+        yield from votes_lines(revisions.votes)
 
 
 def _first_and_last(evaluation: EvaluationStory | None) -> list[EvaluationRow]:
@@ -139,15 +162,22 @@ def _against(part: Measures | PreferenceMeasures) -> str:
 def findings(story: RunStory) -> tuple[str, ...]:
     """Warnings: what is at chance, lopsided or degenerate, then the story's own."""
     return (
+        *people_findings(story.people),
+        *edge_findings(story.edge),
         *_revision_findings(story.revisions),
+        *satisfaction_findings(story.revisions.satisfaction if story.revisions else None),
+        *votes_findings(story.revisions.votes if story.revisions else None),
         *tail_findings(story.revisions.tail if story.revisions else None),
         *critique_findings(story.critique),
         *_feedback_findings(story.feedback),
         *_preference_findings(story.preference_model),
         *goodhart_findings(story.goodhart),
         *_dpo_findings(story.dpo),
+        *critic_findings(story.critic),
+        *reward_findings(story.reward),
         *_evaluation_findings(story.evaluation),
         *(cost_findings(story.evaluation) if story.evaluation else ()),
+        *mixture_findings(story.mixture),
         *elo_findings(story.elo),
         *story.warnings,
     )
@@ -277,7 +307,7 @@ def _preference_findings(model: PreferenceModelStory | None) -> list[str]:
     found = []
     measured = model.measured
     for what, accuracy in (
-        ("agreeing with held-out AI labels", measured.accuracy),
+        (f"agreeing with held-out {model.labels} labels", measured.accuracy),
         ("on the principle tests", measured.principle_tests),
     ):
         if accuracy is not None and at_chance(accuracy):

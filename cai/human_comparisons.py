@@ -1,9 +1,10 @@
 r"""Human comparisons as preference pairs: hh-rlhf, TRL's preference format, or columns of text.
 
 A row has a chosen and a rejected response, and a prompt: in a column of its own, or as the turns
-that two whole conversations share. Which of the two becomes response a is decided by their content.
-Always putting the chosen one first would make every label 1, and a preference model can learn that
-without reading anything.
+that two whole conversations share. One set in TRL's format comes with the package, so that phases
+which need labels by people run at once; nobody outside this project labelled it. Which of the two
+becomes response a is decided by their content. Always putting the chosen one first would make every
+label 1, and a preference model can learn that without reading anything.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from cai.choices import DataFormat
 from cai.config import ComparisonSourceConfig
 from cai.data_formats import (
     Layout,
-    Location,
     Row,
     content_hash,
     conversation,
@@ -33,6 +33,8 @@ from cai.errors import UserError
 from cai.types import Message, PreferencePair
 
 SETTING = "data.human_comparisons"
+SHIPPED = "human_comparisons"
+"""The set that comes with the package: written and labelled for this project by its authors."""
 MAX_UNUSABLE_FRAC = 0.1
 """More rows than this share without two different responses to one prompt are a mistake."""
 
@@ -70,15 +72,21 @@ def read_comparisons(source: ComparisonSourceConfig) -> ComparisonSet:
         return ComparisonSet(pairs=(), num_rows=0, dropped={})
     if source.max_rows < 1:
         raise UserError(f"{SETTING}.max_rows must be at least 1, not {source.max_rows}")
-    location = _comparison_location(source, source.path)
+    location = locate(source.path, source.format, setting=SETTING)
+    if location.format is DataFormat.builtin and location.path != SHIPPED:
+        raise UserError(
+            f"{SETTING}.path={location.path}: this built-in set has prompts and no comparisons; "
+            f"type {SETTING}.path={SHIPPED} for those that come with the package, or a file, e.g. "
+            f"{SETTING}.path=comparisons.jsonl"
+        )
     pairs: dict[str, PreferencePair] = {}
     dropped: Counter[str] = Counter()
     number = 0
     as_transcript = location.layout is Layout.transcript
-    columns = _columns(source)
+    columns = _columns(source, shipped=location.format is DataFormat.builtin)
     for number, row in enumerate(rows(location, hub_split=source.hub_split), start=1):
         if number == 1 and location.layout is Layout.detect:
-            first = row.value(source.prompt_column or source.chosen_column)
+            first = row.value(columns.prompt or columns.chosen)
             as_transcript = looks_like_transcript(first)
         found = read_pair(row, columns, as_transcript=as_transcript)
         if reason := _unusable(found):
@@ -92,16 +100,6 @@ def read_comparisons(source: ComparisonSourceConfig) -> ComparisonSet:
     return ComparisonSet(
         pairs=tuple(ordered[: source.max_rows]), num_rows=number, dropped=dict(+dropped)
     )
-
-
-def _comparison_location(source: ComparisonSourceConfig, path: str) -> Location:
-    location = locate(path, source.format, setting=SETTING)
-    if location.format is DataFormat.builtin:
-        raise UserError(
-            f"{SETTING}.path={path}: no comparisons come with the package; give a file, e.g. "
-            f"{SETTING}.path=comparisons.jsonl"
-        )
-    return location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +146,12 @@ def read_pair(row: Row, columns: Columns, *, as_transcript: bool) -> HumanPair:
     return HumanPair(messages=prompt, chosen=chosen, rejected=rejected)
 
 
-def _columns(source: ComparisonSourceConfig) -> Columns:
+def _columns(source: ComparisonSourceConfig, *, shipped: bool) -> Columns:
+    """The configured columns; the package's own set has TRL's names, whatever is configured."""
     return Columns(
-        prompt=source.prompt_column,
-        chosen=source.chosen_column,
-        rejected=source.rejected_column,
+        prompt="prompt" if shipped else source.prompt_column,
+        chosen="chosen" if shipped else source.chosen_column,
+        rejected="rejected" if shipped else source.rejected_column,
         if_no_prompt=f"type {SETTING}.prompt_column= and its column, or "
         f"{SETTING}.format=transcript",
         if_whole=f"for whole conversations type {SETTING}.prompt_column=null",

@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from cai.overrides import check_option
 
 PROGRAM = "python -m cai.run"
+OF_MULTIRUNS = ("hydra.mode=", "hydra/launcher=", "hydra.launcher.")
+"""Settings that a single run does not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ def _command(hydra: HydraConf, *, multirun: bool) -> str:
         if source.provider == "command-line"
         for argument in ("--config-dir", source.path)
     ]
-    own = [text for text in _texts(hydra.overrides.hydra) if not text.startswith("hydra.mode=")]
+    own = [text for text in _texts(hydra.overrides.hydra) if not text.startswith(OF_MULTIRUNS)]
     # A sweep file asks for a multirun by itself; this is one run of it.
     single = ["hydra.mode=RUN"] if multirun and hydra.runtime.choices.get("sweeps") else []
     settings = [*own, *_texts(hydra.overrides.task), *single]

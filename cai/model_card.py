@@ -33,7 +33,7 @@ class CardPart:
 
 def card_parts(story: RunStory) -> tuple[CardPart, ...]:
     """What a card says; empty for a run that trained no policy."""
-    if story.sl_policy is None:
+    if story.sl_policy is None and story.people is None:
         return ()
     parts = {
         "What it is": _what(story),
@@ -60,10 +60,18 @@ def _base(story: RunStory) -> str:
 def _what(story: RunStory) -> Iterator[str]:
     head = story.headline
     policies = ", ".join(map(label, _policies(story))) or "SL-CAI"
-    yield (
-        f"Policies of a Constitutional AI run ({label(head.phase)}, arXiv:2212.08073): {policies}, "
-        f"trained from {_base(story) or 'a base model'} under the constitution {head.constitution}."
-    )
+    if story.sl_policy is None:
+        yield (
+            f"Policies of a run of RLHF, the baseline of Constitutional AI: {policies}, trained "
+            f"from {_base(story) or 'a base model'} on comparisons by people; no principle had a "
+            f"part in it. The constitution {head.constitution} is what they are measured on."
+        )
+    else:
+        yield (
+            f"Policies of a Constitutional AI run ({label(head.phase)}, arXiv:2212.08073): "
+            f"{policies}, trained from {_base(story) or 'a base model'} under the constitution "
+            f"{head.constitution}."
+        )
     yield (
         "Made to study what a constitution does to a model. It has had no review by people and is "
         "not meant to be deployed."
@@ -80,6 +88,16 @@ def _constitution(story: RunStory) -> Iterator[str]:
 
 
 def _data(story: RunStory) -> Iterator[str]:
+    if (people := story.people) is not None:
+        yield (
+            f"Comparisons by people ({people.source}): {number(people.num_learned)} learned from, "
+            f"{number(people.num_held_out)} held out"
+            + (
+                "; written and labelled by the authors of cai, not by crowd workers"
+                if people.shipped
+                else ""
+            )
+        )
     if (sl := story.sl_policy) is not None:
         yield (
             f"SL-CAI: {number(sl.num_revisions)} revisions and {number(sl.num_helpfulness)} "

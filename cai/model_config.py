@@ -114,6 +114,11 @@ class ModelConfig:
     """Folder for `source: path`, id for `source: hub`, an `EmbeddedModel` for `embedded`."""
     revision: str | None
     """Commit of a hub model; null takes the newest."""
+    start: str | None
+    """Folder of an adapter of this base, or of a finished run that trained one, which is merged
+    into the weights when they are loaded (one more copy in memory); null: the base as it is. For
+    roles that are not trained: judges, and critique models, which critique with it while the base
+    itself revises."""
     max_context: int
     """Longest prompt plus response, in tokens; what does not fit is a counted outcome."""
     system_prompt: str | None
@@ -133,6 +138,12 @@ class ModelConfig:
             f"adapter={self.adapter.value} cannot be sampled from by vLLM, which would have to "
             "start anew for every policy: type engine@<this model>.engine=transformers, or "
             "adapter=lora",
+        )
+        check(
+            self.start is None or self.engine.name is EngineName.transformers,
+            f"start={self.start} is merged into weights in this process, and engine="
+            f"{self.engine.name.value} has its own: type engine@<this model>.engine=transformers, "
+            "or start=null",
         )
         check(
             self.source is not ModelSource.embedded or self.path in list(EmbeddedModel),

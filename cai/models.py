@@ -9,6 +9,8 @@ tell what would be reused.
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import json
 import logging
 import os
@@ -28,7 +30,9 @@ from cai.config import HardwareConfig
 from cai.engines import Engine
 from cai.engines.transformers import TransformersEngine
 from cai.errors import UserError
+from cai.full_weights import copy_of
 from cai.model_config import EngineConfig, ModelConfig
+from cai.model_start import ModelStart, model_start
 from cai.paths import cache_dir
 from cai.tokens import ChatEncoder
 from cai.types import Message
@@ -59,6 +63,24 @@ class Weights:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The loaded model, frozen and in evaluation mode."""
+        model = self._read()
+        self._untouched = _same_weights(model)
+        return model
+
+    def take(self, model: PreTrainedModel) -> None:
+        """Have a model that was read or made elsewhere."""
+        vars(self)["model"] = model
+        self._untouched = _same_weights(model)
+
+    def apart(self) -> Weights:
+        """The same weights in modules of their own: adapters on `model` are not on them."""
+        found = copy.copy(self)
+        if self.config.engine.name is EngineName.transformers:
+            _ = self.model  # read now, if it was not
+            found.take(self._untouched)
+        return found
+
+    def _read(self) -> PreTrainedModel:
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 self.folder,
@@ -78,6 +100,10 @@ class Weights:
         """What its config.json says, without reading weights."""
         text = AutoConfig.from_pretrained(self.folder, local_files_only=True).get_text_config()
         return Sizes(window=text.max_position_embeddings, vocabulary=text.vocab_size)
+
+
+def _same_weights(model: PreTrainedModel) -> PreTrainedModel:
+    return copy_of(model, lambda parameter: parameter).eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,11 +305,40 @@ def folder_of(config: ModelConfig) -> Path:
             return folder
 
 
-def identity(config: ModelConfig) -> str:
-    """Sha256 that stands for a model's weights and tokenizer."""
+def public_name(config: ModelConfig) -> str:
+    """What others call a base: for the embedded and hub models an id, never a path here."""
+    if config.source is ModelSource.embedded:
+        return embedded.named(config.path).model_id
+    return config.path
+
+
+def base_identity(config: ModelConfig) -> str:
+    """Sha256 that stands for the weights and tokenizer of the base, without `start`."""
     if config.source is ModelSource.embedded:
         return embedded.named(config.path).gguf_sha256
     return folder_sha256(folder_of(config))
+
+
+def start_of(config: ModelConfig) -> ModelStart | None:
+    """What is merged into the base; None: nothing is.
+
+    Raises:
+        UserError: when it cannot be had.
+    """
+    if config.start is None:
+        return None
+    return model_start(
+        config.name,
+        config.start,
+        base_id=public_name(config),
+        base_sha256=base_identity(config),
+    )
+
+
+def identity(config: ModelConfig) -> str:
+    """Sha256 that stands for a model's weights and tokenizer."""
+    base, start = base_identity(config), start_of(config)
+    return base if start is None else digest_of({"base": base, "start": start.sha256})
 
 
 def _check_window(config: ModelConfig, window: int) -> None:
@@ -315,6 +370,8 @@ def role_key(config: ModelConfig) -> dict[str, str | int | None]:
 def load(config: ModelConfig, hardware: HardwareConfig) -> BaseModel:
     """A base with its tokenizer; its weights too where this process computes with them.
 
+    Without what `start` names, which `Models` merges.
+
     Raises:
         UserError: when it cannot be loaded.
     """
@@ -329,15 +386,28 @@ def load(config: ModelConfig, hardware: HardwareConfig) -> BaseModel:
         )
     if config.engine.name is EngineName.transformers:
         log.debug("loaded %s", type(weights.model).__name__)
-    is_embedded = config.source is ModelSource.embedded
-    base_id = embedded.named(config.path).model_id if is_embedded else config.path
     return BaseModel(
         weights=weights,
         encoder=ChatEncoder(tokenizer),
         config=config,
-        base_id=base_id,
-        sha256=identity(config),
+        base_id=public_name(config),
+        sha256=base_identity(config),
     )
+
+
+def _merged(base: BaseModel, start: ModelStart) -> Weights:
+    """A base's weights with an adapter merged into them; the base stays as it is."""
+    from cai import adapters
+
+    apart = base.weights.apart()
+    if start.probed:
+        tuned = adapters.load(apart.model, start.folder, adapter=POLICY, base_sha256=base.sha256)
+    else:
+        tuned = adapters.load_plain(apart.model, start.folder, adapter=POLICY)
+    merged = copy.copy(apart)
+    merged.take(adapters.merged_copy(tuned, POLICY))
+    tuned.unload()
+    return merged
 
 
 class Models:
@@ -351,7 +421,7 @@ class Models:
         """The base of one role, loaded at first use."""
         sha256 = identity(config)
         if sha256 not in self._loaded:
-            self._loaded[sha256] = load(config, self.hardware)
+            self._loaded[sha256] = self._load(config)
         shared = self._loaded[sha256]
         _check_window(config, shared.weights.sizes.window)
         return BaseModel(
@@ -361,6 +431,20 @@ class Models:
             base_id=shared.base_id,
             sha256=sha256,
         )
+
+    def apart(self) -> Models:
+        """The same bases in modules of their own, weights shared.
+
+        For whoever asks a base while adapters that are being trained are on it.
+        """
+        return _Apart(self)
+
+    def _load(self, config: ModelConfig) -> BaseModel:
+        start = start_of(config)
+        if start is None:
+            return load(config, self.hardware)
+        base = self.base(dataclasses.replace(config, start=None))
+        return dataclasses.replace(base, weights=_merged(base, start))
 
     def policy(
         self, config: ModelConfig, adapter: Artifact | None, *, folder: str | None = None
@@ -376,3 +460,15 @@ class Models:
         if adapter is None:
             return base.generator()
         return base.with_adapter(adapter.verified_folder() / (folder or "adapter"))
+
+
+class _Apart(Models):
+    """Bases of other `Models` in modules of their own."""
+
+    def __init__(self, shared: Models) -> None:
+        super().__init__(shared.hardware)
+        self._shared = shared
+
+    def _load(self, config: ModelConfig) -> BaseModel:
+        base = self._shared.base(config)
+        return dataclasses.replace(base, weights=base.weights.apart())

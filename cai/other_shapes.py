@@ -88,6 +88,7 @@ def read_shape(text: str, *, path: Path, check: Checker) -> Draft:
         parents=(),
         own=tuple(own),
         unguided=None,
+        compliance=None,
         root=root,
         unguided_node=None,
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 
-from cai.choices import Adapter
+from cai.choices import Adapter, Until
 from cai.errors import ConfigError
 from cai.schema import NAME
 
@@ -23,6 +23,11 @@ SETTINGS = ("seed", "plan", "output_dir", "run", "example", "runs")
 _SECRET = re.compile(
     r"(?:^|[._])(?:api_?key|access_?key|token|secret|password)(?:$|[._])", re.IGNORECASE
 )
+_ENDINGS = {
+    Until.satisfied.value: ("num_revisions",),
+    Until.fixed.value: ("threshold", "max_rounds", "principles_checked"),
+}
+"""Settings of `phase.revisions` without effect, by what a chain of revisions goes on until."""
 _CODE = re.compile(r"(?:^|\.)_(?!(?:self|here|global)_)\w+_(?:$|\.)")
 
 
@@ -64,13 +69,20 @@ def check_option(group: str, option: str) -> None:
 
 
 def _check_used(overrides: Sequence[Override]) -> None:
-    """Refuse settings of adapters for a model that is trained without."""
+    """Refuse settings of adapters for a model that is trained without, and of another ending."""
     keys = {override.get_key_element().lstrip("+"): override.value() for override in overrides}
     for key in keys:
         model, lora, _ = key.partition(".lora.")
         if lora and keys.get(f"{model}.adapter") == Adapter.none.value:
             raise ConfigError(
                 f"{key} has no effect with {model}.adapter=none, which trains all weights.\n"
+                f"  Leave one of the two out."
+            )
+    until = keys.get("phase.revisions.until")
+    for name in _ENDINGS.get(str(until), ()):
+        if f"phase.revisions.{name}" in keys:
+            raise ConfigError(
+                f"phase.revisions.{name} has no effect with phase.revisions.until={until}.\n"
                 f"  Leave one of the two out."
             )
 

@@ -28,6 +28,7 @@ from markupsafe import Markup
 from cai.artifacts import write_atomically
 from cai.capability_story import alignment_tax
 from cai.choices import Condition
+from cai.critic_story import NAMES as CRITIC_NAMES
 from cai.elo.text import title
 from cai.feedback.measures import Group, Measures
 from cai.figures import figures_of
@@ -66,6 +67,7 @@ _TOLD = {
     RevisionOutcome.truncated: "Revision: cut off too early; not used",
     RevisionOutcome.empty_revision: "Revision: nothing was written; not used",
     RevisionOutcome.too_long: "No critique: the conversation did not fit the context",
+    RevisionOutcome.outvoted: "Revision: the vote went to the response before it",
 }
 
 
@@ -148,6 +150,7 @@ def render_report(story: RunStory) -> str:
             preference_numbers=_held_out_numbers(story.preference_model),
             dpo_rows=_dpo_rows(story.dpo),
             dpo_numbers=_held_out_numbers(story.dpo),
+            critic_names=CRITIC_NAMES,
             has_scores=_has_scores(story.evaluation),
             alignment_tax=alignment_tax(story.evaluation.capability) if story.evaluation else "",
             goodhart_told=told_goodhart(story.goodhart) if story.goodhart else "",
@@ -223,10 +226,13 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
         (story.matrix, "matrix", "Who steers whom"),
         (story.constitution, "constitution", "The constitution"),
         (story.revisions, "revisions", "Drafts, critiques, revisions"),
+        (story.people, "people", "Labels by people"),
+        (story.edge, "edge-cases", "Edge cases for people"),
         (story.sl_policy, "sl-policy", "SL-CAI fine-tune"),
         (story.feedback, "feedback", "Feedback quality"),
         (story.preference_model, "preference-model", "Preference model"),
         (story.dpo, "dpo", "Direct preference optimization"),
+        (story.critic, "critic", "The critic"),
         (story.ppo, "ppo", "Reinforcement learning"),
         (story.goodhart, "goodhart", "Over-optimisation"),
         (story.attribution, "attribution", "What each principle did"),
@@ -236,7 +242,7 @@ def _sections(story: RunStory, *, has_principles: bool) -> list[_Section]:
         (has_principles, "principles", "Results by principle"),
         (story.stages, "stages", "Stages and lineage"),
         (story.limits, "limits", "Limits"),
-        (story.sl_policy, "card", "Model card"),
+        (story.sl_policy or story.people, "card", "Model card"),
         (True, "reproduce", "How to reproduce"),
     ]
     return [_Section(id=name, title=title) for present, name, title in known if present]
@@ -390,7 +396,7 @@ def _preference_rows(model: PreferenceModelStory | None) -> list[tuple[str, Esti
     if model.condition is Condition.principle:
         tests += ", each under its own principle"
     rows = [
-        *_held_out_rows(measured),
+        *_held_out_rows(measured, labels=model.labels),
         (f"Accuracy on {tests} (chance 0.5)", measured.principle_tests),
         ("Members prefer different responses, held-out pairs", measured.member_conflicts),
         ("Standard deviation over the members, held-out responses", measured.member_std),
@@ -398,9 +404,11 @@ def _preference_rows(model: PreferenceModelStory | None) -> list[tuple[str, Esti
     return [(name, value) for name, value in rows if value is not None]
 
 
-def _held_out_rows(measured: PreferenceMeasures) -> list[tuple[str, Estimate | None]]:
+def _held_out_rows(
+    measured: PreferenceMeasures, *, labels: str
+) -> list[tuple[str, Estimate | None]]:
     return [
-        ("Agreement with AI labels of held-out pairs (chance 0.5)", measured.accuracy),
+        (f"Agreement with {labels} labels of held-out pairs (chance 0.5)", measured.accuracy),
         ("Taking the longer response instead, same pairs", measured.longer_wins),
         (
             "Cross-entropy with the labels of held-out pairs, nats (0.693 for always saying 0.5)",
@@ -413,7 +421,7 @@ def _dpo_rows(dpo: DPOStory | None) -> list[tuple[str, Estimate]]:
     if dpo is None:
         return []
     rows = [
-        *_held_out_rows(dpo.measured),
+        *_held_out_rows(dpo.measured, labels="AI"),
         ("Mean margin, preferred side minus other (no opinion 0)", dpo.margin),
         ("Mean implicit reward of the preferred side (as under SL-CAI 0)", dpo.preferred_reward),
     ]

@@ -11,8 +11,10 @@ from cai.config import (
     RLAIFConfig,
     SLCAIConfig,
 )
-from cai.feedback_config import EndpointConfig, EnsembleConfig, FeedbackConfig
+from cai.critique_config import CritiqueModelConfig, CritiqueRLConfig
+from cai.feedback_config import EndpointConfig, EnsembleConfig, FeedbackConfig, RandomConfig
 from cai.model_config import ModelConfig, ServerConfig
+from cai.rlhf_config import RLHFConfig
 
 Asked = ModelConfig | ServerConfig
 """A model, or a server that has one."""
@@ -28,8 +30,14 @@ def roles(config: Config) -> dict[str, Asked]:
         found |= {f"critique model ({name})": model for name, model in critics}
     if isinstance(phase, RLAIFConfig) and phase.preference_base is not None:
         found["preference model"] = phase.preference_base
-    compares = isinstance(phase, ComparedConfig) or config.evaluation.asks_feedback
+    if isinstance(phase, RLHFConfig):
+        found["policy"] = config.model
+    learns = isinstance(phase, ComparedConfig | CritiqueModelConfig | CritiqueRLConfig)
+    revises = isinstance(phase, SLCAIConfig) and phase.revisions.asks_feedback
+    compares = learns or revises or config.evaluation.asks_feedback
     if isinstance(phase, EvaluateConfig) or (isinstance(phase, SLCAIConfig) and compares):
+        found |= feedback_roles(config.feedback, phase.feedback_model)
+    if isinstance(phase, RLHFConfig) and _plays(config):
         found |= feedback_roles(config.feedback, phase.feedback_model)
     if config.evaluation.judge is not None and _plays(config):
         judge = config.evaluation.judge
@@ -45,6 +53,8 @@ def _plays(config: Config) -> bool:
     """Whether policies meet in a tournament."""
     if isinstance(config.phase, EvaluateConfig):
         return config.evaluation.elo.runs is not None
+    if isinstance(config.phase, RLHFConfig):
+        return config.evaluation.elo.num_prompts > 0
     trains = isinstance(config.phase, SLCAIConfig) and not isinstance(config.phase, MatrixConfig)
     return trains and config.evaluation.elo.num_prompts > 0
 
@@ -67,6 +77,8 @@ def feedback_roles(
             return found
         case EndpointConfig():
             return {role: config.server}
+        case RandomConfig():
+            return {}
         case _:
             return {role: config.model or default}
 
@@ -74,3 +86,14 @@ def feedback_roles(
 def name_of(asked: Asked) -> str:
     """How reports call a model."""
     return f"{asked.model} (server)" if isinstance(asked, ServerConfig) else asked.name
+
+
+def judge_name(config: FeedbackConfig, default: ModelConfig) -> str:
+    """How reports call a judge: its method and the models that it asks.
+
+    Args:
+        config: The feedback method.
+        default: The phase's feedback model, for methods without one of their own.
+    """
+    asked = ", ".join(dict.fromkeys(map(name_of, feedback_roles(config, default).values())))
+    return f"{config.method} on {asked}" if asked else config.method

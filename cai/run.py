@@ -15,8 +15,8 @@ import signal
 import string
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,31 +24,25 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cai import __version__, paths
-from cai.config import AuditPhaseConfig, CompareConfig, MatrixConfig, TraceConfig
-from cai.errors import ConfigError, Interrupted, UserError
+from cai import __version__, launching, multirun, paths
+from cai.config import AuditPhaseConfig, CompareConfig, Config, MatrixConfig, TraceConfig
+from cai.errors import ConfigError, Interrupted, RunFailedError, UserError
 from cai.explain import CommandLine, explain
 from cai.job import PROGRAM, Job, describe
+from cai.launching import Launch, Outcome
 from cai.overrides import check_overrides, is_override
 from cai.schema import to_config
 
 log = logging.getLogger("cai")
 
-FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+OURS = "CAI_SET_HYDRA_FULL_ERROR"
+"""Variable that tells a launcher's workers who set Hydra's."""
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1" and OURS not in os.environ
 """The user asks for tracebacks; read before `_hydra_raises` sets the variable for Hydra."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A job of this process that failed."""
-
-    job: Job
-    error: Exception
-
-
-_failures: list[Failure] = []
-_finished: list[Job] = []
-"""Jobs of this process that a comparison can read."""
+_outcomes: list[Outcome] = []
+"""How this command's runs ended."""
 
 
 def main() -> int:
@@ -61,8 +55,8 @@ def main() -> int:
         template = OmegaConf.load(paths.CONF / "hydra" / "help" / "cai.yaml").template
         print(string.Template(template).substitute())
         return 0
-    _failures.clear()
-    _finished.clear()
+    _outcomes.clear()
+    multirun.forget()
     line = CommandLine(
         flags=tuple(text for text in arguments if not is_override(text)),
         overrides=tuple(text for text in arguments if is_override(text)),
@@ -72,11 +66,15 @@ def main() -> int:
             _check(arguments, line)
             try:
                 _compose_and_run()
-            except Exception:  # a job failed; the others are still compared
+            except Exception as error:  # a job failed; the others are still compared
+                _gather(error)
                 _compare()
                 raise
+            _gather()
             _compare()
     except (Interrupted, KeyboardInterrupt) as stop:
+        if (asked := multirun.apart()) and (ids := launching.cluster_jobs(asked)):
+            _say(f"\nRuns on the cluster go on. End them with: scancel {' '.join(ids)}")
         again = f"{PROGRAM} {shlex.join(arguments)}".rstrip()
         _say(f"\nInterrupted; what is done is kept. Continue with: {again}")
         return 128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
@@ -93,51 +91,91 @@ def main() -> int:
 
 @hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
 def _compose_and_run(cfg: DictConfig) -> float | None:
-    """Run one job; what it returns is what a sweeper optimises."""
-    job = describe(HydraConfig.get())
+    """Run one job; what it returns is what a sweeper optimises.
+
+    Launchers copy this function into their workers, with a copy of whatever it names here.
+    """
+    return _run_where_it_belongs(cfg)
+
+
+def _run_where_it_belongs(cfg: DictConfig) -> float | None:
+    """Run one job, in this process or in one of its own."""
+    job, launch = describe(HydraConfig.get()), launching.launch_of(HydraConfig.get())
+    if not launch.apart:
+        return _run(cfg, job, launch)
+
+    def body() -> Outcome:
+        with suppress(Exception):  # it is in the outcome
+            _run(cfg, job, launch)
+        return _outcomes[-1]
+
+    outcome = launching.run_apart(body, job, launch)
+    if outcome.failure is not None and launch.raises:
+        raise RunFailedError(outcome.failure)
+    return outcome.objective
+
+
+def _run(cfg: DictConfig, job: Job, launch: Launch) -> float | None:
+    """Run one job in this process and note how it ended."""
+    ended = partial(
+        Outcome,
+        num=job.job_num,
+        run_dir=job.run_dir,
+        overrides=job.overrides,
+        command=job.command,
+    )
     try:
         config = to_config(cfg)
-        if isinstance(config.phase, AuditPhaseConfig):  # no torch: a second instead of ten
-            from cai.audit import session
-
-            session.execute(config, job)
-            return None
-        if isinstance(config.phase, CompareConfig):  # reads folders alone
-            from cai.compare import session as compare_session
-
-            compare_session.execute(config, job)
-            return None
-        if config.evaluation.responses is not None:  # rules alone
-            from cai.compliance import session as compliance_session
-
-            compliance_session.execute(config, job)
-            return None
-        if isinstance(config.phase, TraceConfig):  # wrong ids are refused before torch is there
-            from cai.trace import session as trace_session
-
-            trace_session.execute(config, job)
-            return None
-        if isinstance(config.phase, MatrixConfig):  # so are documents that cannot be read
-            from cai.matrix import session as matrix_session
-
-            matrix_session.execute(config, job)
-            return None
-        from cai.session import execute
-
-        objective = execute(config, job)
-        if not config.plan:
-            _finished.append(job)
-        return objective
+        if config.hardware.num_threads is None:
+            config.hardware.num_threads = launch.num_threads
+        objective, comparable = _phase(config, job)
     except Exception as error:  # recorded and shown at once; a multirun goes on with its other jobs
-        _failures.append(Failure(job=job, error=error))
+        text = (str(error).splitlines() or [""])[0]
+        code = error.exit_code if isinstance(error, UserError) else 1
+        failure = f"{type(error).__name__}: {text}"
+        _outcomes.append(ended(comparable=False, objective=None, failure=failure, exit_code=code))
         if isinstance(error, UserError):
             log.error("Error: %s", error, exc_info=FULL_ERROR)
         else:
             log.exception("Failed: %s", type(error).__name__)
             log.error("What is done is kept. Go on with: %s", job.command)
-        if job.sweep is None:
-            return None  # `_summarise` has the exit code
-        raise
+        if launch.raises:
+            raise
+        return None  # `_summarise` has the exit code
+    _outcomes.append(ended(comparable=comparable, objective=objective, failure=None, exit_code=0))
+    return objective
+
+
+def _phase(config: Config, job: Job) -> tuple[float | None, bool]:
+    """Do what the settings ask for; its objective, and whether a comparison can read its folder."""
+    if isinstance(config.phase, AuditPhaseConfig):  # no torch: a second instead of ten
+        from cai.audit import session
+
+        session.execute(config, job)
+        return None, False
+    if isinstance(config.phase, CompareConfig):  # reads folders alone
+        from cai.compare import session as compare_session
+
+        compare_session.execute(config, job)
+        return None, False
+    if config.evaluation.responses is not None:  # rules alone
+        from cai.compliance import session as compliance_session
+
+        compliance_session.execute(config, job)
+        return None, False
+    if isinstance(config.phase, TraceConfig):  # wrong ids are refused before torch is there
+        from cai.trace import session as trace_session
+
+        trace_session.execute(config, job)
+        return None, False
+    if isinstance(config.phase, MatrixConfig):  # so are documents that cannot be read
+        from cai.matrix import session as matrix_session
+
+        matrix_session.execute(config, job)
+        return None, False
+    from cai.session import execute
+
+    return execute(config, job), not config.plan
 
 
 def _check(arguments: list[str], line: CommandLine) -> None:
@@ -149,11 +187,13 @@ def _check(arguments: list[str], line: CommandLine) -> None:
             ordered = shlex.join([*line.flags, *line.overrides])
             raise ConfigError(f"Flags go before the settings.\n  Type: {PROGRAM} {ordered}")
         check_overrides(line.overrides)
+        several = any(flag in ("-m", "--multirun") for flag in line.flags)
+        launching.check_launcher(line.overrides, multirun=several)
 
 
 def _report(error: Exception, line: CommandLine) -> int:
     """Say what ended the whole command; a failed job has spoken for itself already."""
-    if _failures:
+    if _failures():
         return _summarise()
     message = explain(error, line)
     if message is None:
@@ -163,35 +203,55 @@ def _report(error: Exception, line: CommandLine) -> int:
     return error.exit_code if isinstance(error, UserError) else ConfigError.exit_code
 
 
+def _gather(error: Exception | None = None) -> None:
+    """Learn how the runs ended that other processes did.
+
+    Args:
+        error: What a launcher that gave up has raised; the runs that go on are waited for.
+    """
+    if (asked := multirun.apart()) is None:
+        return
+    if error is not None and not isinstance(error, RunFailedError):
+        _say(f"\nThe launcher gave up: {type(error).__name__}: {error}")
+        launching.wait_for_runs(asked)
+    _outcomes.extend(launching.outcomes(asked.folder))
+
+
+def _failures() -> list[Outcome]:
+    return [outcome for outcome in _outcomes if outcome.failure is not None]
+
+
 def _compare() -> None:
     """End a multirun in one comparison of its runs, failed ones named; it cannot fail the runs."""
-    if len(_finished) < 2 or _finished[0].sweep is None:
+    done = [outcome for outcome in _outcomes if outcome.comparable]
+    if len(done) < 2 or done[0].num is None:
         return
-    folder = str(Path(_finished[0].run_dir).parent).replace("'", r"\'")
-    kept = [text for text in _finished[0].overrides if text.startswith(("logger", "output_dir="))]
+    folder = str(Path(done[0].run_dir).parent).replace("'", r"\'")
+    kept = [text for text in done[0].overrides if text.startswith(("logger", "output_dir="))]
     settings = ["phase=compare", f"runs=['{folder}']", *kept]
     _say(f"\nThe runs of this multirun side by side: {PROGRAM} {shlex.join(settings)}")
-    arguments, failures = sys.argv, list(_failures)
+    arguments, outcomes = sys.argv, list(_outcomes)
     sys.argv = [arguments[0], *settings]
     try:
         _compose_and_run()
     finally:
         sys.argv = arguments
-        _failures[:] = failures
+        _outcomes[:] = outcomes
 
 
 def _summarise() -> int:
-    """Return the exit code of the jobs that ran here; list the failed ones of a multirun."""
-    if not _failures:
+    """Return the exit code of this command's runs; list the failed ones of a multirun."""
+    failures = _failures()
+    if not failures:
         return 0
-    first = _failures[0]
-    if first.job.sweep is None:
-        return first.error.exit_code if isinstance(first.error, UserError) else 1
-    _say(f"\n{len(_failures)} failed; the other runs of this multirun are not affected:")
-    for failure in _failures:
-        text = str(failure.error).splitlines() or [""]
-        _say(f"  #{failure.job.job_num} {type(failure.error).__name__}: {text[0]}")
-        _say(f"     {failure.job.command}")
+    if failures[0].num is None:
+        return failures[0].exit_code
+    _say(f"\n{len(failures)} failed; the other runs of this multirun are not affected:")
+    for failure in failures:
+        _say(f"  #{failure.num} {failure.failure}")
+        _say(f"     {failure.command}")
+    if multirun.apart() is not None:
+        _say("The same command again does only what is missing.")
     return 1
 
 
@@ -202,14 +262,16 @@ def _say(text: str) -> None:
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
     """Let Hydra raise to us instead of printing its own message and exiting."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
     before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ |= {"HYDRA_FULL_ERROR": "1", OURS: "1"}
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
+        del os.environ["HYDRA_FULL_ERROR"], os.environ[OURS]
+        if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
@@ -221,6 +283,8 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if (asked := multirun.apart()) is not None:
+            launching.stop_runs(asked)
         raise Interrupted(signum)
 
     before = {number: signal.signal(number, interrupt) for number in numbers}
@@ -232,4 +296,6 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from cai import run  # a launcher's worker finds the job's function by this module's name
+
+    sys.exit(run.main())

@@ -43,6 +43,7 @@ from cai.config import (
     TraceConfig,
     field_names,
 )
+from cai.critique_config import CritiqueModelConfig, CritiqueRLConfig
 from cai.errors import ConfigError
 from cai.feedback_config import (
     ChainOfThoughtConfig,
@@ -52,10 +53,13 @@ from cai.feedback_config import (
     LikelihoodConfig,
     MultipleChoiceConfig,
     PointwiseConfig,
+    RandomConfig,
     ScoreConfig,
     TunedConfig,
 )
 from cai.model_config import EngineConfig, ModelConfig, ServerConfig
+from cai.multirun import note_multirun
+from cai.rlhf_config import HybridConfig, RLHFConfig
 from cai.training_config import PPO_REFUSED
 
 SECTIONS: dict[str, type] = {
@@ -78,6 +82,10 @@ PHASES: dict[str, type[PhaseConfig]] = {
     "trace": TraceConfig,
     "compare": CompareConfig,
     "matrix": MatrixConfig,
+    "critique_model": CritiqueModelConfig,
+    "critique_rl": CritiqueRLConfig,
+    "rlhf": RLHFConfig,
+    "hybrid": HybridConfig,
 }
 """Option of group `phase` -> its type."""
 
@@ -90,6 +98,7 @@ FEEDBACK: dict[str, type[FeedbackConfig]] = {
     "tuned": TunedConfig,
     "endpoint": EndpointConfig,
     "ensemble": EnsembleConfig,
+    "random": RandomConfig,
 }
 """Option of group `feedback` -> its type."""
 
@@ -231,7 +240,8 @@ def _register() -> None:
     register = OmegaConf.register_new_resolver
     # Cached: one value per config, and Hydra hands the cache of a multirun on to its jobs.
     register("cai_run_id", _run_id, use_cache=True, replace=True)
-    register("cai_base", _base, replace=True)
+    register("cai_base", _base, use_cache=True, replace=True)
+    register("cai_multirun", note_multirun, replace=True)
     register("cai_name", _name, replace=True)
     register("cai_slug", _slug, replace=True)
     register("cai_subject", _subject, replace=True)

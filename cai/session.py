@@ -26,7 +26,7 @@ import torch
 import transformers
 import yaml
 
-from cai import account, constitution, embedded, paths
+from cai import account, embedded
 from cai.artifacts import Store, write_atomically
 from cai.attribution_record import FILE as ATTRIBUTION
 from cai.chapters import Outputs
@@ -34,15 +34,21 @@ from cai.choices import ModelSource
 from cai.config import Config, DPOPhaseConfig, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.constitution import Constitution
 from cai.context import RunContext, versions
+from cai.critic_export import leave_critic
+from cai.critique_config import CritiqueModelConfig, CritiqueRLConfig
 from cai.errors import UserError
 from cai.job import Job
 from cai.model_card import write_model_card
 from cai.model_config import ModelConfig
-from cai.models import Models, dtype_of
-from cai.phases import dpo, evaluate, rlaif, sl_cai
-from cai.plan import plan_text
+from cai.models import Models, dtype_of, start_of
+from cai.phases import critique_model, critique_rl, dpo, evaluate, hybrid, rlaif, rlhf, sl_cai
+from cai.plan import SweepPlan, plan_text
+from cai.principle_subset import chosen_document
 from cai.report import write_report
+from cai.rlhf_config import HybridConfig, RLHFConfig
 from cai.roles import roles
+from cai.sizes.planning import plan_told, predict
+from cai.sizes.scene import check_weights
 from cai.summary import terminal_summary
 from cai.tracking import MemoryTracker, RunTracker, Tracker, config_record, open_tracker
 from cai.wandb_lineage import lineage_nodes
@@ -52,6 +58,10 @@ log = logging.getLogger("cai")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_sweep_plan = SweepPlan()
+"""Of the multirun that this process plans."""
+
+
 def execute(config: Config, job: Job) -> float | None:
     """Run a phase, or plan it; return what a sweeper may optimise.
 
@@ -59,16 +69,34 @@ def execute(config: Config, job: Job) -> float | None:
         UserError: for everything that the user can put right.
     """
     set_up(config)
-    require_embedded(config)
+    check_weights(config)
+    require_models(config)
     job = dataclasses.replace(job, command=str(config_record(job.command)))
-    document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
+    document = chosen_document(config.constitution)
     if config.plan:
         context = open_context(config, job, document, MemoryTracker())
         _run_phase(config, context)
-        print(plan_text(context))
+        predicted = predict(config, document, context.results)
+        text = plan_text(context, _sweep_plan.earlier(job), predicted.scene)
+        print(plan_told(text, predicted))
+        _sweep_plan.note(job, context.results)
+        predicted.check()
         return None
+    if config.hardware.check_memory:
+        check_memory(config, job, document)
     with limits_told(config, job):
         return _execute(config, job, document)
+
+
+def check_memory(config: Config, job: Job, document: Constitution) -> None:
+    """Plan a run and refuse it where a stage has no place in the device's memory.
+
+    Raises:
+        UserError: with the setting that would fit.
+    """
+    context = open_context(dataclasses.replace(config, plan=True), job, document, MemoryTracker())
+    _run_phase(config, context)
+    predict(config, document, context.results).check()
 
 
 @contextlib.contextmanager
@@ -94,11 +122,18 @@ def limits_told(config: Config, job: Job) -> Iterator[None]:
         ) from error
 
 
-def require_embedded(config: Config) -> None:
-    """Refuse a run that would ask an embedded model which was never made."""
+def require_models(config: Config) -> None:
+    """Refuse a run that would ask an embedded model or an adapter which was never made.
+
+    Raises:
+        UserError: with the command that makes it.
+    """
     for asked in roles(config).values():
-        if isinstance(asked, ModelConfig) and asked.source is ModelSource.embedded:
+        if not isinstance(asked, ModelConfig):
+            continue
+        if asked.source is ModelSource.embedded:
             embedded.made(embedded.named(asked.path))
+        start_of(asked)
 
 
 def _execute(config: Config, job: Job, document: Constitution) -> float | None:
@@ -123,6 +158,7 @@ def _execute(config: Config, job: Job, document: Constitution) -> float | None:
         seconds = time.monotonic() - started
         told = account.tell(config, job, context, outputs, started=when, seconds=seconds)
         _publish(told, context, tracker)
+        _leave_critic(config, outputs, run_dir)
         status = "done" if told.stop is None else "failed"
         print(
             terminal_summary(
@@ -179,9 +215,19 @@ def _run_phase(config: Config, context: RunContext) -> Outputs:
         feedback=config.feedback,
         evaluation=config.evaluation,
     )
+    if isinstance(config.phase, SLCAIConfig):
+        sl_cai.check_document(config.phase, inputs, context.constitution)
     match config.phase:
+        case HybridConfig():
+            return hybrid.run(config.phase, inputs, context)
+        case RLHFConfig():
+            return rlhf.run(config.phase, inputs, context)
         case RLAIFConfig():
             return rlaif.run(config.phase, inputs, context)
+        case CritiqueModelConfig():
+            return critique_model.run(config.phase, inputs, context)
+        case CritiqueRLConfig():
+            return critique_rl.run(config.phase, inputs, context)
         case DPOPhaseConfig():
             return dpo.run(config.phase, inputs, context)
         case SLCAIConfig():
@@ -210,6 +256,8 @@ def _publish(told: account.Account, context: RunContext, tracker: RunTracker) ->
     if told.attribution is not None:
         text = json.dumps(told.attribution, indent=1, allow_nan=False) + "\n"
         _write(run_dir / ATTRIBUTION, text)
+    for name, text in told.files.items():
+        _write(run_dir / name, text)
     write_report(told.story, run_dir / "report.html")
     write_model_card(told.story, run_dir)
     tracker.summary(told.metrics)
@@ -217,6 +265,21 @@ def _publish(told: account.Account, context: RunContext, tracker: RunTracker) ->
         tracker.table(name, table.columns, table.rows)
     for node in lineage_nodes(context.results, told.adapters, models=run_dir / "models"):
         tracker.artifact(node)
+
+
+def _leave_critic(config: Config, outputs: Outputs, run_dir: Path) -> None:
+    """Put a trained critic where other runs find it by name."""
+    phase = config.phase
+    if not isinstance(outputs, critique_model.Outputs):
+        return
+    assert isinstance(phase, CritiqueModelConfig | CritiqueRLConfig)
+    folder = leave_critic(
+        outputs.critic,
+        phase.adapter_name,
+        output_dir=Path(config.output_dir),
+        run_dir=run_dir,
+    )
+    log.info("The critic is in %s; model@phase.critique_models.main=critic takes one there", folder)
 
 
 def _write_manifest(

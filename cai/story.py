@@ -23,8 +23,10 @@ from cai.choices import Combine, Condition
 from cai.collapse import CollapseRow
 from cai.compare.story import CompareStory
 from cai.compliance.contrasts import OverRefusal
+from cai.compliance.mixture import MixtureStory
 from cai.compliance.rates import ComplianceRates
 from cai.compliance.story import ResponsesStory
+from cai.critic_story import CriticStory, RewardStory
 from cai.critique_story import CritiqueStory
 from cai.elo.story import EloStory
 from cai.feedback.attacks import AttackResult
@@ -32,7 +34,10 @@ from cai.feedback.gate import GateResult
 from cai.feedback.measures import Measures
 from cai.goodhart import GoodhartStory
 from cai.matrix.story import MatrixStory
+from cai.people_story import EdgeStory, PeopleStory
 from cai.preference_measures import PreferenceMeasures
+from cai.revision_votes_story import VotesStory
+from cai.satisfaction_story import SatisfactionStory
 from cai.statistics import Estimate
 from cai.trace.story import TraceStory
 from cai.types import Prompt, RevisionChain
@@ -47,11 +52,15 @@ _LABELS = {
     "rlaif": "RLAIF",
     "rlhf": "RLHF",
     "dpo": "DPO",
+    "critique_model": "Critic",
+    "critique_rl": "Direct RLAIF",
     "evaluate": "Evaluation",
     "audit": "Audit",
     "trace": "Trace",
     "compare": "Comparison",
     "matrix": "Steering matrix",
+    "hybrid": "Hybrid",
+    "sft": "SFT",
 }
 
 
@@ -110,6 +119,8 @@ class ConstitutionStory:
     principles: tuple[PrincipleStory, ...]
     digest: str = ""
     """sha256 of what it says."""
+    left_out: tuple[str, ...] = ()
+    """Principles of the document that this run does without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +135,10 @@ class RevisionsStory:
     """The ending that the accepted revisions of most prompts share."""
     chains: tuple[RevisionChain, ...] = ()
     """Examples."""
+    satisfaction: SatisfactionStory | None = None
+    """None where every chain has the same number of steps."""
+    votes: VotesStory | None = None
+    """None with one critique model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +219,8 @@ class ComparisonsStory:
 class PreferenceModelStory:
     """Preference model."""
 
+    labels: str = "AI"
+    """Whose labels it is measured against on held-out pairs: `AI` or `human`."""
     num_ai: int
     """Training pairs by AI feedback."""
     num_human: int
@@ -237,6 +254,8 @@ class DPOStory:
 class PPOStory:
     """Reinforcement learning."""
 
+    reference: str = "SL-CAI"
+    """The policy that it starts from and is held to, for people."""
     num_rounds: int
     num_rollouts: int
     """Over all rounds."""
@@ -370,17 +389,23 @@ class RunStory:
     """Known limits of the method and measures."""
     constitution: ConstitutionStory | None = None
     audit: AuditStory | None = None
+    people: PeopleStory | None = None
+    edge: EdgeStory | None = None
     revisions: RevisionsStory | None = None
     critique: CritiqueStory | None = None
     sl_policy: SLPolicyStory | None = None
     feedback: FeedbackStory | None = None
     preference_model: PreferenceModelStory | None = None
     dpo: DPOStory | None = None
+    critic: CriticStory | None = None
+    critic_curves: tuple[Curve, ...] = ()
+    reward: RewardStory | None = None
     ppo: PPOStory | None = None
     goodhart: GoodhartStory | None = None
     attribution: AttributionStory | None = None
     trace: TraceStory | None = None
     responses: ResponsesStory | None = None
+    mixture: MixtureStory | None = None
     matrix: MatrixStory | None = None
     comparison: CompareStory | None = None
     examples: tuple[Example, ...] = ()

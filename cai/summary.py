@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cai.findings import findings, key_metrics
+from cai.people_story import next_steps
 from cai.story import Example, RunStory, duration, label, visible
 
 WIDTH = 100
@@ -54,6 +55,10 @@ def terminal_summary(
     _warnings(page, findings(story))
     _metrics(page, story)
     _examples(page, story.examples)
+    for number, step in enumerate(next_steps(story.edge)):
+        if number == 0:
+            page.gap()
+        page.line(step)
     page.gap()
     page.line(f"Report: {report_path}")
     if notice is not None:

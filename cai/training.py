@@ -35,9 +35,9 @@ from cai.progress import bar
 from cai.rollout import RolloutBatch, Sampled, ValueFunction, build_rollouts
 from cai.scoring import TokenScore
 from cai.trainer import OnStep, fit
-from cai.training_config import DPOConfig, PPOConfig, PreferenceModelConfig, SLPolicyConfig
+from cai.training_config import DPOConfig, FineTuneConfig, PPOConfig, PreferenceModelConfig
 
-EpochsConfig = SLPolicyConfig | PreferenceModelConfig | DPOConfig
+EpochsConfig = FineTuneConfig | PreferenceModelConfig | DPOConfig
 """Settings of the trainings that go over a fixed set of examples."""
 
 
@@ -115,14 +115,14 @@ def train_sft(
     examples: Sequence[SFTExample],
     *,
     adapter: str,
-    config: SLPolicyConfig,
+    config: FineTuneConfig,
     seed: int,
     hardware: HardwareConfig,
     work_dir: Path,
     on_step: OnStep,
     stage: str,
 ) -> None:
-    """Fine-tune an adapter on responses (SL-CAI). The adapter is changed in place."""
+    """Fine-tune an adapter on responses. The adapter is changed in place."""
     loader = _epochs(
         examples, collate_sft, config=config, size=hardware.micro_batch_size, seed=seed
     )

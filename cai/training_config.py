@@ -36,10 +36,9 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class SLPolicyConfig:
-    """SL-CAI fine-tune on revisions and helpfulness samples."""
+class FineTuneConfig:
+    """Supervised fine-tuning on responses."""
 
-    revisions: RevisionsUsed
     num_epochs: int
     batch_size: int
     """Sequences per optimizer step."""
@@ -51,6 +50,13 @@ class SLPolicyConfig:
 
     def __post_init__(self) -> None:
         positive(self, "num_epochs", "batch_size", "max_length", "checkpoint_every")
+
+
+@dataclass(kw_only=True, slots=True)
+class SLPolicyConfig(FineTuneConfig):
+    """SL-CAI fine-tune on revisions and helpfulness samples."""
+
+    revisions: RevisionsUsed
 
 
 @dataclass(kw_only=True, slots=True)

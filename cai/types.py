@@ -117,6 +117,8 @@ class RevisionOutcome(StrEnum):
     """Nothing was written, or nothing but an announcement."""
     too_long = "too_long"
     """The prompt of this step did not fit the context."""
+    outvoted = "outvoted"
+    """Several critique models revised, and the vote went to the response before it."""
 
     @property
     def accepted(self) -> bool:

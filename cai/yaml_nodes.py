@@ -119,6 +119,12 @@ def _describe(node: Node) -> str:
             return "a mapping"
 
 
+def _bare(node: Node) -> str:
+    """A number's text without quotes."""
+    assert isinstance(node, Scalar)
+    return quote(node.text.strip())[1:-1]
+
+
 def _name_character(character: str) -> str:
     return f"U+{ord(character):04X}"
 
@@ -214,10 +220,31 @@ class Checker:
 
     def positive(self, node: Node, path: str, *, limit: float) -> float:
         """A finite number above 0 and up to `limit`."""
+        value = self._number(node, path)
+        if value is None:
+            return 1.0
+        if 0 < value <= limit:
+            return value
+        bound = "above 0" if value <= 0 else f"at most {limit:g}"
+        self.add(node, path, f"must be {bound}, found {_bare(node)}")
+        return 1.0
+
+    def between(self, node: Node, path: str, *, low: float, high: float) -> float:
+        """A finite number from `low` to `high`."""
+        value = self._number(node, path)
+        if value is None:
+            return low
+        if low <= value <= high:
+            return value
+        self.add(node, path, f"must be between {low:g} and {high:g}, found {_bare(node)}")
+        return low
+
+    def _number(self, node: Node, path: str) -> float | None:
+        """A finite number; None after a problem."""
         if not isinstance(node, Scalar) or node.text.strip() in _NULLS:
             found = "nothing" if isinstance(node, Scalar) else _describe(node)
             self.add(node, path, f"must be a number, found {found}")
-            return 1.0
+            return None
         text = node.text.strip()
         value = float(text) if _NUMBER.fullmatch(text) else math.nan
         if math.isnan(value) and not _NON_FINITE.fullmatch(text):
@@ -225,14 +252,10 @@ class Checker:
         elif not node.plain:
             self.add(node, path, f"must be a number without quotes, found {_describe(node)}")
         elif not math.isfinite(value):
-            self.add(node, path, f"must be finite, found {quote(text)[1:-1]}")
-        elif value <= 0:
-            self.add(node, path, f"must be above 0, found {quote(text)[1:-1]}")
-        elif value > limit:
-            self.add(node, path, f"must be at most {limit:g}, found {quote(text)[1:-1]}")
+            self.add(node, path, f"must be finite, found {_bare(node)}")
         else:
             return value
-        return 1.0
+        return None
 
     def items(self, node: Node, path: str, what: str) -> Iterator[tuple[Node, str]]:
         """Items of a list with the path of each."""

@@ -100,7 +100,7 @@ def run(folder: Path, *arguments: str, fault: str | None = None, **environment: 
 def tiny_arguments(model: Path, phase: str = "rlaif") -> list[str]:
     """Settings of a run in seconds: the tiny random model in every role."""
     roles = ["feedback_model"] + (
-        [] if phase in ("evaluate", "audit") else ["critique_models.main"]
+        [] if phase in ("evaluate", "audit", "rlhf") else ["critique_models.main"]
     )
     arguments = [
         f"phase={phase}",
@@ -134,3 +134,8 @@ def artifact_bytes(folder: Path) -> dict[str, bytes]:
                 content = json.dumps(manifest, sort_keys=True).encode()
             found[str(path.relative_to(folder))] = content
     return found
+
+
+def stage_lines(output: str) -> list[str]:
+    """The lines of a plan's list of stages, without the table of sizes behind it."""
+    return [line for line in output.split("Nothing was run.")[0].splitlines() if line.strip()]

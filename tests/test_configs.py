@@ -19,12 +19,15 @@ SERVED = ["feedback=endpoint", "feedback.server.model=m"]
 PRICES = ["feedback.server.price_input=1", "feedback.server.price_output=2"]
 NEEDED = {
     ("model", "local"): ["model.path=/models/mine"],
+    ("model", "critic"): ["model.start=null"],
     ("feedback", "endpoint"): SERVED,
     ("server", "local"): SERVED,
     ("server", "openai"): [*SERVED, *PRICES],
     ("engine", "endpoint"): ["phase.feedback_model.engine.server.model=m"],
 }
 """Settings that an option cannot do without."""
+PLUGINS = ("optuna_kl_coef",)
+"""Sweeps that ask for a plugin of Hydra's: tests/test_sweeps.py."""
 PLACES = {"engine": "phase.feedback_model.engine", "server": "feedback.server"}
 """Where a part of other sections is chosen."""
 
@@ -44,7 +47,9 @@ def config_of(*overrides: str) -> Config:
     return to_config(composed(*overrides))
 
 
-EVERY_OPTION = [(group, option) for group in GROUPS for option in options(group)]
+EVERY_OPTION = [
+    (group, option) for group in GROUPS for option in options(group) if option not in PLUGINS
+]
 
 
 @pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
@@ -167,9 +172,12 @@ def test_debug_tiny_follows_the_phase_that_an_experiment_chooses():
     [
         ("sl_cai", "rlaif"),
         ("sl_cai", "dpo"),
+        ("sl_cai", "critique_model"),
+        ("sl_cai", "critique_rl"),
         ("rlaif", "dpo"),
         ("rlaif", "matrix"),
         ("dpo", "matrix"),
+        ("rlaif", "hybrid"),
     ],
 )
 @pytest.mark.parametrize("debug", [[], ["debug=tiny"]])
@@ -179,6 +187,25 @@ def test_phases_that_share_stages_have_the_same_values_for_them(first, second, d
     assert "sl_policy" in shared
     assert ("comparisons" in shared) == ("pairs" in shared) == (first != "sl_cai")
     assert all(one[key] == other[key] for key in shared)
+
+
+@pytest.mark.parametrize("debug", [[], ["debug=tiny"]])
+def test_rlhf_has_the_same_settings_by_itself_and_in_a_hybrid(debug):
+    alone, hybrid = (config_of(f"phase={name}", *debug) for name in ("rlhf", "hybrid"))
+    assert alone.phase.training == hybrid.phase.rlhf
+    assert alone.phase.prompts == hybrid.phase.prompts
+    assert alone.data == hybrid.data
+    assert alone.data.human_comparisons.path == "human_comparisons"
+    rlaif = config_of("phase=rlaif", *debug)
+    assert rlaif.data.human_comparisons.path is None
+    assert alone.phase.ppo == rlaif.phase.ppo
+    assert alone.phase.preference_model == rlaif.phase.preference_model
+
+
+def test_comparisons_of_the_command_line_take_the_place_of_the_shipped_ones():
+    for phase in ("rlhf", "hybrid"):
+        config = config_of(f"phase={phase}", "data.human_comparisons.path=mine.jsonl")
+        assert config.data.human_comparisons.path == "mine.jsonl"
 
 
 def test_an_audit_samples_on_the_prompts_that_training_draws():
@@ -210,7 +237,7 @@ def test_an_override_of_one_role_leaves_the_others_alone():
 
 def test_the_critique_model_is_a_role_of_every_training_phase():
     training = [name for name, kind in PHASES.items() if issubclass(kind, SLCAIConfig)]
-    assert set(training) == {"sl_cai", "rlaif", "dpo", "matrix"}
+    assert {"sl_cai", "rlaif", "dpo", "matrix", "hybrid"} <= set(training)
     for phase in training:
         config = config_of(f"phase={phase}", "model@phase.critique_models.main=qwen3_4b")
         assert config.phase.critique_models["main"].source == "hub"
@@ -240,7 +267,7 @@ def test_none_is_a_name_and_not_null():
     assert config.logger.kind == "none"
 
 
-@pytest.mark.parametrize("sweep", options("sweeps"))
+@pytest.mark.parametrize("sweep", [name for name in options("sweeps") if name not in PLUGINS])
 def test_every_combination_of_a_sweep_composes(sweep):
     cfg = compose("config", overrides=[f"sweeps={sweep}"], return_hydra_config=True)
     assert cfg.hydra.mode.name == "MULTIRUN"

@@ -38,8 +38,9 @@ from cai.types import (
 )
 from tests.conftest import byte_tokenizer
 from tests.feedback.test_multiple_choice import model, prefers
+from tests.revising import draft, reviser
 from tests.scripted import ScriptedGenerator
-from tests.test_critique import Cut, draft, reviser
+from tests.test_critique import Cut
 
 ENCODER = ChatEncoder(byte_tokenizer())
 

@@ -6,27 +6,15 @@ from typing import Any
 
 import pytest
 
-from cai.choices import PrincipleSampling, RevisionsUsed
-from cai.config import RevisionsConfig, SamplingConfig
+from cai.choices import RevisionsUsed
 from cai.constitution import Constitution
-from cai.critique import Reviser
 from cai.generation import Tokens
 from cai.prompts import CRITIQUE_EXAMPLES, NO_OP, revision_examples
 from cai.stages import training
 from cai.tokens import ChatEncoder
-from cai.types import (
-    Message,
-    Prompt,
-    PromptKind,
-    Response,
-    RevisionOutcome,
-    Sample,
-    Split,
-)
-from tests.conftest import byte_tokenizer
+from cai.types import Message, RevisionOutcome
+from tests.revising import ENCODER, draft, revise
 from tests.scripted import ScriptedGenerator
-
-ENCODER = ChatEncoder(byte_tokenizer())
 
 
 class Cut(ScriptedGenerator):
@@ -42,38 +30,9 @@ class Cut(ScriptedGenerator):
         ]
 
 
-def draft(text: str = "first answer", number: int = 0) -> Response:
-    prompt = Prompt(
-        id=f"p{number}",
-        kind=PromptKind.red_team,
-        category="c",
-        source="s",
-        split=Split.train,
-        messages=(Message(role="user", content="PROMPT"),),
-    )
-    sample = Sample(text=text, num_tokens=3, logprob=-1.0, finished=True, seed=0)
-    return Response(prompt=prompt, policy="base", index=0, sample=sample)
-
-
-def reviser(
-    generator: ScriptedGenerator, constitution: Constitution, num_revisions: int = 2
-) -> Reviser:
-    sampling = SamplingConfig(max_new_tokens=8, temperature=1.0, shard_size=4)
-    return Reviser(
-        generator=generator,
-        encoder=ENCODER,
-        constitution=constitution,
-        sampling=PrincipleSampling.weighted,
-        config=RevisionsConfig(
-            num_revisions=num_revisions, num_few_shot=1, critique=sampling, revision=sampling
-        ),
-        seed=7,
-    )
-
-
 def test_context_is_reset_after_each_revision(medical: Constitution) -> None:
     generator = ScriptedGenerator(ENCODER, ["CRIT1", "REV1", "CRIT2", "REV2"])
-    (chain,) = reviser(generator, medical).revise([draft()], lambda _: None)
+    (chain,) = revise(generator, medical, [draft()])
     ask_critique2, ask_revision2 = generator.prompts[2:]
     for text in (ask_critique2, ask_revision2):
         assert "REV1" in text
@@ -85,7 +44,7 @@ def test_context_is_reset_after_each_revision(medical: Constitution) -> None:
 
 def test_prompts_ask_for_the_drawn_principle(medical: Constitution) -> None:
     generator = ScriptedGenerator(ENCODER, ["C", "R"] * 3)
-    (chain,) = reviser(generator, medical, num_revisions=3).revise([draft()], lambda _: None)
+    (chain,) = revise(generator, medical, [draft()], num_revisions=3)
     for step, (asked, revised) in zip(
         chain.steps, zip(generator.prompts[::2], generator.prompts[1::2], strict=True), strict=True
     ):
@@ -98,7 +57,7 @@ def test_prompts_ask_for_the_drawn_principle(medical: Constitution) -> None:
 def test_principles_are_drawn_per_step_with_replacement(medical: Constitution) -> None:
     drafts = [draft(number=i) for i in range(60)]
     generator = ScriptedGenerator(ENCODER, lambda text: f"answer {len(text)}")
-    chains = reviser(generator, medical).revise(drafts, lambda _: None)
+    chains = revise(generator, medical, drafts)
     pairs = [(c.steps[0].principle_id, c.steps[1].principle_id) for c in chains]
     assert len({first for first, _ in pairs}) > len(medical.principles) // 2
     # Twelve principles: the same one twice in a row has probability about 1/12 per chain.
@@ -123,7 +82,7 @@ def test_outcomes_are_counted_and_keep_the_response(
     medical: Constitution, answers: list[str], outcome: RevisionOutcome, kept: str
 ) -> None:
     generator = Cut(ENCODER, answers)
-    (chain,) = reviser(generator, medical, num_revisions=1).revise([draft()], lambda _: None)
+    (chain,) = revise(generator, medical, [draft()], num_revisions=1)
     assert chain.steps[0].outcome is outcome
     assert chain.steps[0].response == kept
 
@@ -138,15 +97,15 @@ def test_a_principle_is_not_a_revision(medical: Constitution, form: str) -> None
         (own,) = (p for p in medical.principles if p.revise in asked)
         return getattr(own, form)
 
-    chains = reviser(ScriptedGenerator(ENCODER, answer), medical).revise(
-        [draft(number=i) for i in range(4)], lambda _: None
+    chains = revise(
+        ScriptedGenerator(ENCODER, answer), medical, [draft(number=i) for i in range(4)]
     )
     assert {step.outcome for chain in chains for step in chain.steps} == {RevisionOutcome.copied}
 
 
 def test_a_step_that_is_not_used_hands_on_the_response_before_it(medical: Constitution) -> None:
     generator = Cut(ENCODER, ["c1", "better", "c2", "Critique request:", "c3", "First answer!"])
-    (chain,) = reviser(generator, medical, num_revisions=3).revise([draft()], lambda _: None)
+    (chain,) = revise(generator, medical, [draft()], num_revisions=3)
     assert [step.outcome for step in chain.steps] == ["revised", "malformed", "unchanged"]
     assert [step.response for step in chain.steps] == ["better"] * 3
     assert "better" in generator.prompts[4]
@@ -165,9 +124,7 @@ class Base:
 def test_only_accepted_revisions_are_taught(medical: Constitution) -> None:
     answers = ["bad", "One two. Three~", "bad", "Better answer", "bad", "Response (B): no"]
     answers += ["bad", "", "bad", "One two", "bad", "Better and~"]
-    chains = reviser(Cut(ENCODER, answers), medical, num_revisions=6).revise(
-        [draft()], lambda _: None
-    )
+    chains = revise(Cut(ENCODER, answers), medical, [draft()], num_revisions=6)
     examples = training.revision_examples(Base(), chains, used=RevisionsUsed.all)
     taught = [ENCODER.decode(example.response_ids) for example in examples]
     assert taught == ["One two.", "Better answer", "One two"]
@@ -179,7 +136,7 @@ def test_only_accepted_revisions_are_taught(medical: Constitution) -> None:
 
 def test_a_prompt_that_does_not_fit_is_an_outcome(medical: Constitution) -> None:
     generator = ScriptedGenerator(ENCODER, [], max_context=10)
-    (chain,) = reviser(generator, medical, num_revisions=1).revise([draft()], lambda _: None)
+    (chain,) = revise(generator, medical, [draft()], num_revisions=1)
     step = chain.steps[0]
     assert step.outcome is RevisionOutcome.too_long
     assert step.critique is None
@@ -192,7 +149,7 @@ def test_a_principle_is_literal_text(medical: Constitution) -> None:
     principle = replace(medical.principles[0], critique=hostile, revise=hostile)
     generator = ScriptedGenerator(ENCODER, ["C", "R"])
     document = replace(medical, principles=(principle,))
-    reviser(generator, document, num_revisions=1).revise([draft()], lambda _: None)
+    revise(generator, document, [draft()], num_revisions=1)
     assert all(hostile in text for text in generator.prompts)
 
 

@@ -33,7 +33,7 @@ from cai.data import (
 )
 from cai.data_formats import builtin_names, locate
 from cai.errors import UserError
-from cai.human_comparisons import read_comparisons
+from cai.human_comparisons import SHIPPED, read_comparisons
 from cai.types import Message, Prompt, PromptKind, Split
 
 RED_TEAM = PromptKind.red_team
@@ -115,7 +115,8 @@ def test_shipped_sets_are_large_and_varied_and_some_prompts_have_several_turns(
 
 
 def test_every_shipped_set_is_tested_and_ids_are_unique_over_all_of_them(sets):
-    assert set(builtin_names()) == {k.value for k in PromptKind} | {f"domain_{d}" for d in DOMAINS}
+    prompt_sets = {k.value for k in PromptKind} | {f"domain_{d}" for d in DOMAINS}
+    assert set(builtin_names()) == prompt_sets | {SHIPPED}
     ids = [p.id for prompts in sets.values() for p in prompts]
     assert len(set(ids)) == len(ids)
 
@@ -711,8 +712,8 @@ def test_a_bad_comparison_names_file_line_and_field(write, label):
     assert str(caught.value).startswith(f"{path}{message}")
 
 
-def test_there_are_no_builtin_comparisons_and_max_rows_is_at_least_one(write):
-    with pytest.raises(UserError, match="no comparisons come with the package"):
+def test_prompt_sets_are_no_comparisons_and_max_rows_is_at_least_one(write):
+    with pytest.raises(UserError, match="has prompts and no comparisons"):
         load_comparisons(comparisons_from("red_team"))
     with pytest.raises(UserError, match=r"max_rows must be at least 1, not 0"):
         load_comparisons(comparisons_from(write(many(1)), max_rows=0))

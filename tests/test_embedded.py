@@ -66,6 +66,7 @@ def config_of(model: Embedded) -> ModelConfig:
         source=ModelSource.embedded,
         path=model.name,
         revision=None,
+        start=None,
         max_context=2048,
         system_prompt=None,
         adapter=Adapter.lora,

@@ -36,6 +36,7 @@ def base_of(folder: Path) -> BaseModel:
         source=ModelSource.path,
         path=str(folder),
         revision=None,
+        start=None,
         max_context=500,
         system_prompt=SYSTEM,
         adapter=Adapter.lora,

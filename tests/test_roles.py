@@ -94,10 +94,10 @@ def test_only_embedded_models_that_are_asked_must_be_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAI_CACHE", str(tmp_path))
-    session.require_embedded(config_of("phase=evaluate", QWEN, *SERVED))
+    session.require_models(config_of("phase=evaluate", QWEN, *SERVED))
     with pytest.raises(UserError, match="qwen2_5_0_5b"):
-        session.require_embedded(config_of("phase=evaluate", QWEN))
+        session.require_models(config_of("phase=evaluate", QWEN))
     smollm2 = embedded.named("smollm2_135m").folder
     smollm2.mkdir(parents=True)
     (smollm2 / embedded.SEAL).touch()
-    session.require_embedded(config_of("phase=rlaif", QWEN, *SERVED))
+    session.require_models(config_of("phase=rlaif", QWEN, *SERVED))

@@ -74,6 +74,7 @@ def base_of(models, folder, *, system="Be brief.", max_context=400):
             source=ModelSource.path,
             path=str(folder),
             revision=None,
+            start=None,
             max_context=max_context,
             system_prompt=system,
             adapter=Adapter.lora,

@@ -106,6 +106,10 @@ def hardware(micro_batch_size: int = 4) -> HardwareConfig:
         num_threads=1,
         precision=Precision.fp32,
         micro_batch_size=micro_batch_size,
+        check_memory=True,
+        memory_gb=None,
+        teraflops=0.05,
+        gb_per_second=10.0,
     )
 
 

@@ -1,7 +1,8 @@
 """The codes of the lint: what each one means, how bad it is, and what to do about it.
 
 A code never changes its meaning; one that is given up is not used again. The first figure is the
-subject: 0 waivers, 1 forms, 2 wording, 3 pairs of principles, 4 scope and coverage, 5 tests.
+subject: 0 waivers, 1 forms, 2 wording, 3 pairs of principles, 4 scope and coverage, 5 tests,
+6 values of compliance.
 """
 
 from __future__ import annotations
@@ -159,5 +160,18 @@ CODES: dict[str, Code] = {
         "no tests at all",
         "Add tests (prompt, better, worse) to the principles: without any the feedback cannot be "
         "measured, and feedback=tuned has nothing to learn from.",
+    ),
+    "C601": _warning(
+        "values without a difference",
+        "Give classes different values, or leave the kind out: labels do not change.",
+    ),
+    "C602": _warning(
+        "refusals wanted of ordinary requests",
+        "Make compliance worth at least as much as refusal there, or say why not.",
+    ),
+    "C603": _note(
+        "answers wanted of harmful requests",
+        "Nothing to do in a control; elsewhere policies are trained to do what red-team prompts "
+        "ask for.",
     ),
 }  # fmt: skip

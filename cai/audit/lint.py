@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cai.audit import examples, forms, pairs, scope, wording
 from cai.audit.codes import Severity
+from cai.audit.declared import declared_values
 from cai.audit.document import Document
 from cai.audit.examples import Lengths
 from cai.audit.findings import Finding, Waived, apply_waivers
@@ -72,3 +73,4 @@ def _checks(
     yield from examples.lopsided(document, test_length_ratio=config.test_length_ratio)
     yield from examples.repeated(document)
     yield from examples.untested(document)
+    yield from declared_values(document)

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from cai import account, embedded, session
+from cai import account, session
 from cai.artifacts import Artifact
 from cai.audit.labels import PairLabels
 from cai.audit.measured import Asked, Measured, VersionLabels, measure
-from cai.choices import ModelSource, PrincipleSampling
+from cai.choices import PrincipleSampling
 from cai.config import AuditPhaseConfig, Config
 from cai.constitution import Constitution
 from cai.context import RunContext, StageResult, versions
@@ -25,13 +25,13 @@ from cai.errors import UserError
 from cai.feedback.labelled import LabelledSet, constitution_tests
 from cai.job import Job
 from cai.lineage import stage_stories
-from cai.model_config import ModelConfig
 from cai.models import dtype_of
 from cai.phases import sl_cai
 from cai.phases.audit import Inputs, Outputs
 from cai.plan import plan_text
 from cai.roles import feedback_roles, name_of, roles
 from cai.seeds import python_rng
+from cai.sizes.planning import plan_told, predict
 from cai.stages import audit as stages
 from cai.stages import sampling
 from cai.stages.comparisons import feedback_check
@@ -93,7 +93,7 @@ def run(
     """
     with session.limits_told(config, job):
         session.set_up(config)
-        _make_models(config)
+        session.require_models(config)
         context = session.open_context(config, job, inputs.constitution, tracker)
         pairs, num = _pairs(config, context)
         version = _version(
@@ -139,20 +139,17 @@ def _feedback(context: RunContext, config: Config, measured: Measured) -> Feedba
 def plan(config: Config, job: Job, inputs: Inputs) -> str:
     """What would run: how many labels, and how long where such a stage ran before."""
     session.set_up(config)
-    _make_models(config)
+    session.require_models(config)
     context = session.open_context(config, job, inputs.constitution, MemoryTracker())
     pairs, num = _pairs(config, context)
     _version(config, context, pairs, num=num, num_worded=config.audit.num_wording_pairs)
     if inputs.compared is not None:
         other = dataclasses.replace(context, constitution=inputs.compared)
         _version(config, other, pairs, num=num, num_worded=0)
-    return plan_text(context)
-
-
-def _make_models(config: Config) -> None:
-    for asked in roles(config).values():
-        if isinstance(asked, ModelConfig) and asked.source is ModelSource.embedded:
-            embedded.made(embedded.named(asked.path))
+    predicted = predict(config, inputs.constitution, context.results)
+    told = plan_told(plan_text(context, None, predicted.scene), predicted)
+    predicted.check()
+    return told
 
 
 def _pairs(config: Config, context: RunContext) -> tuple[Artifact, int]:
@@ -264,7 +261,7 @@ def _asked(config: Config) -> Asked:
     sampled = f"sampled from {config.model.name}"
     return Asked(
         method=config.feedback.method,
-        judge=", ".join(dict.fromkeys(map(name_of, judges))),
+        judge=", ".join(dict.fromkeys(map(name_of, judges))) or "no model",
         pairs=sampled
         if config.audit.pairs_from is None
         else f"of the run {Path(config.audit.pairs_from).name}",

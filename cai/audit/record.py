@@ -21,6 +21,9 @@ changed meaning does. Places are 1-based; `file` is as the command was given it.
   `added`, `removed` (ids), `renamed` (new id to old), `fields` (list of `principle_id`, `field`,
   `before`, `after`), `new_findings`, `gone_findings` (as `findings`)
 * `measured`: null, or what its labels tell (`cai.audit.measured_record`)
+* `observed`: null, or the conflicts that the revisions of `run` saw: `run` (its folder's name),
+  `threshold`, `num_chains`, `num_steps`, `pairs`: list of `broken`, `under`, `num`,
+  `num_oscillations`, and of an example `prompt`, `round`, `before`, `after` (P(holds))
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from cai.audit.lint import Lint
 from cai.audit.measured import Measured
 from cai.audit.measured_record import measured_metrics, measured_record, measured_tables
 from cai.audit.measured_text import terminal_measured
+from cai.audit.observed import Observed, observed, observed_metrics, observed_record
+from cai.audit.observed_text import terminal_observed
 from cai.audit.prompt_sets import harms_of
 from cai.audit.record import record
 from cai.audit.retrain import command, write_without
@@ -93,12 +95,15 @@ def execute(config: Config, job: Job) -> None:
         compared=_compared(config.audit.compare_with),
         harms=harms_of(config.data, config.constitution.domain),
     )
+    seen = observed(config.run, document)
     if config.plan:
         _plan(config, job, inputs)
         return
     outputs = audit.run(config.audit, inputs)
     run_dir = Path(job.run_dir)
     print(terminal_audit(outputs, encoding=sys.stdout.encoding), flush=True)
+    if seen is not None:
+        print(terminal_observed(seen, encoding=sys.stdout.encoding), flush=True)
     problem = _problem(outputs.lint, config.audit.fail_on)
     tracker = open_tracker(
         config.logger,
@@ -114,13 +119,14 @@ def execute(config: Config, job: Job) -> None:
         write_atomically(run_dir / "config.yaml", text.encode())
         labels = _measure(config, job, inputs, outputs, tracker)
         metrics = _metrics(outputs) | (measured_metrics(labels.measured) if labels else {})
+        metrics |= observed_metrics(seen) if seen else {}
         metrics["run/seconds"] = time.monotonic() - clock
         _track(outputs, labels, metrics, tracker)
         story = _story(
-            config, job, outputs, labels, started=started, seconds=metrics["run/seconds"]
+            config, job, outputs, labels, seen, started=started, seconds=metrics["run/seconds"]
         )
         write_report(story, run_dir / "report.html")
-        write_document(run_dir / "audit.json", _record(config, outputs, labels))
+        write_document(run_dir / "audit.json", _record(config, outputs, labels, seen))
         write_document(run_dir / "metrics.json", metrics)
         status = "failed" if problem else "done"
         manifest = _manifest(config, job, document, labels, status=status, started=started)
@@ -171,7 +177,9 @@ def _measure(
     return labels
 
 
-def _record(config: Config, outputs: audit.Outputs, labels: Labels | None) -> dict[str, Any]:
+def _record(
+    config: Config, outputs: audit.Outputs, labels: Labels | None, seen: Observed | None
+) -> dict[str, Any]:
     measured = (
         None
         if labels is None
@@ -179,7 +187,8 @@ def _record(config: Config, outputs: audit.Outputs, labels: Labels | None) -> di
             labels.measured, commands=labels.commands, command_after=labels.command_after
         )
     )
-    return record(outputs, config.audit) | {"measured": measured}
+    conflicts = None if seen is None else observed_record(seen)
+    return record(outputs, config.audit) | {"measured": measured, "observed": conflicts}
 
 
 def _now() -> str:
@@ -277,6 +286,7 @@ def _story(
     job: Job,
     outputs: audit.Outputs,
     labels: Labels | None,
+    seen: Observed | None,
     *,
     started: str,
     seconds: float,
@@ -313,6 +323,7 @@ def _story(
             file=outputs.document.main.shown,
             lint=outputs.lint,
             changes=outputs.changes,
+            observed=seen,
             measured=run.measured if run else None,
             commands=labels.commands if labels else {},
             command_after=labels.command_after if labels else "",

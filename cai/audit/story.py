@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cai.audit.changes import Changes
 from cai.audit.lint import Lint
 from cai.audit.measured import Measured
+from cai.audit.observed import Observed
 from cai.word_diff import DiffPart, word_diff
 
 
@@ -18,6 +19,8 @@ class AuditStory:
     file: str
     lint: Lint
     changes: Changes | None
+    observed: Observed | None = None
+    """None where no run is named."""
     measured: Measured | None = None
     """None when no model was asked."""
     commands: Mapping[str, str] = field(default_factory=dict)

@@ -14,6 +14,8 @@ Schema `cai.compare`, version 1. Keys of the object:
   paired. `verdict` is one of `real`, `not after correction`, `inside the seed spread`,
   `inside the prompt spread`, `not enough seeds`, `identical`, `not comparable`.
 * `num_tests`: `{seeds, prompts}`, over how many p-values Holm's correction went; `alpha`.
+* `scatter`: `{x_name, y_name, points: [{folder, group, seed, x, y}], correlation, why}` or null; a
+  coordinate is `{value, interval}`, `correlation` `{value, low, high, num}` or null.
 * `matrices`: `[{folder, title, rows, columns, values, real}]`.
 """
 
@@ -29,6 +31,7 @@ from cai.compare.story import (
     CompareStory,
     Difference,
     PromptTest,
+    Scatter,
     SeedTest,
     Verdict,
 )
@@ -69,6 +72,7 @@ def compare_record(story: CompareStory) -> dict[str, Any]:
         "differences": [_difference(one) for one in story.differences],
         "num_tests": {"seeds": story.num_seed_tests, "prompts": story.num_prompt_tests},
         "alpha": ALPHA,
+        "scatter": None if story.scatter is None else dataclasses.asdict(story.scatter),
         "matrices": [dataclasses.asdict(one) for one in story.matrices],
     }
 
@@ -85,7 +89,16 @@ def compare_metrics(story: CompareStory) -> dict[str, float]:
         "compare/num_left_out": float(len(story.left_out)),
         "compare/num_differences": float(len(story.differences)),
         **counts,
+        **_correlation(story),
     }
+
+
+def _correlation(story: CompareStory) -> dict[str, float]:
+    found = story.scatter.correlation if story.scatter else None
+    if found is None:
+        return {}
+    name = "compare/rank_correlation"
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def compare_tables(story: CompareStory) -> dict[str, tuple[list[str], list[list[object]]]]:
@@ -111,9 +124,22 @@ def compare_tables(story: CompareStory) -> dict[str, tuple[list[str], list[list[
     ]
     columns = ["metric", "group", "baseline", "difference", "low", "high", "p_seeds", "p_prompts"]
     tables = {"compare_metrics": (["metric", *names], metrics)}
+    if (scatter := story.scatter) is not None and not scatter.why:
+        heads = ["group", "seed", scatter.x_name, scatter.y_name]
+        points = [[one.group, one.seed, one.x.value, one.y.value] for one in scatter.points]
+        tables["compare_scatter"] = (heads, points)
     if tests:
         tables["compare_differences"] = ([*columns, "verdict"], tests)
     return tables
+
+
+def correlation_line(scatter: Scatter) -> str:
+    """Whether one metric follows the other, in a sentence."""
+    pair = f"{scatter.y_name} against {scatter.x_name}"
+    if scatter.correlation is None:
+        num = len(scatter.points)
+        return f"{pair}: {num} runs are too few, or too alike, for a rank correlation."
+    return f"{pair}: rank correlation {scatter.correlation.format()} over runs."
 
 
 def verdict_line(story: CompareStory) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from cai.compare.groups import RunGroup
 from cai.compare.runs import Run
+from cai.compare.scatter import FINAL, final_policy
 from cai.errors import UserError
 
 STAGE = "evaluation"
@@ -134,7 +135,8 @@ def _by_prompt(
     found: dict[str, list[float]] = {}
     for run in runs:
         own = responses[id(run)]
-        rows = own.by_policy.get((match["policy"], match["kind"]), {}) if own else {}
+        policy = final_policy(run) if match["policy"] == FINAL else match["policy"]
+        rows = own.by_policy.get((str(policy), match["kind"]), {}) if own else {}
         for key, row in rows.items():
             value = measure(row)
             if value is not None:

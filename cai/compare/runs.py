@@ -19,7 +19,7 @@ from cai.yaml_nodes import did_you_mean
 
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
-TRAINING = ("sl_cai", "rlaif", "dpo")
+TRAINING = ("sl_cai", "rlaif", "dpo", "rlhf", "hybrid", "critique_rl")
 """Phases that evaluate policies, so that their runs can stand side by side."""
 IRRELEVANT = ("seed", "plan", "output_dir", "run", "runs", "example", "hardware", "logger")
 """Top-level keys that make no configuration of their own."""

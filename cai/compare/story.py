@@ -157,6 +157,39 @@ class OverlaidCurves:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinate:
+    """A run's value of a metric."""
+
+    value: float
+    interval: tuple[float, float] | None
+    """The run's own, over its prompts or pairs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScatterPoint:
+    """One run."""
+
+    folder: str
+    group: str
+    seed: int
+    x: Coordinate
+    y: Coordinate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scatter:
+    """One metric against another, over runs."""
+
+    x_name: str
+    y_name: str
+    points: tuple[ScatterPoint, ...]
+    correlation: Estimate | None
+    """Spearman's rank correlation; None for too few runs, or where a metric never changes."""
+    why: str
+    """Why nothing is drawn; empty when it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SteeringMatrix:
     """What each constitution's policy does under each measure, of a run of `phase=matrix`."""
 
@@ -181,6 +214,8 @@ class CompareStory:
     settings: tuple[SettingRow, ...]
     metrics: tuple[MetricRow, ...]
     differences: tuple[Difference, ...]
+    scatter: Scatter | None = None
+    """None unless it is asked for."""
     curves: tuple[OverlaidCurves, ...] = ()
     matrices: tuple[SteeringMatrix, ...] = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cai.compare.record import FILE, verdict_line
+from cai.compare.record import FILE, correlation_line, verdict_line
 from cai.compare.story import Cell, CompareStory, Difference, MetricRow, Spread
 from cai.statistics import fixed, interval_digits
 from cai.story import number
@@ -32,6 +32,9 @@ def terminal_comparison(story: CompareStory, *, run_dir: Path, encoding: str) ->
         page.text(text, first="  ! ", rest="    ")
     _metrics(page, story)
     _differences(page, story)
+    if story.scatter is not None and not story.scatter.why:
+        page.gap()
+        page.text(correlation_line(story.scatter))
     page.gap()
     page.line(f"For machines: {run_dir / FILE}")
     page.line(f"Report: {run_dir / 'report.html'}")

@@ -9,7 +9,7 @@ from cai.constitution import Constitution, Principle
 from cai.elo.story import EloStory, Rated, Resampling, anchor_of, rated_under
 from cai.feedback.measures import measure
 from cai.feedback_config import EnsembleConfig, FeedbackConfig, MultipleChoiceConfig
-from cai.roles import feedback_roles, name_of
+from cai.roles import judge_name
 from cai.stages.matches import Tournament, criteria_of
 from cai.types import FeedbackCheck, PolicyComparison
 
@@ -32,10 +32,8 @@ def elo_story(
         if (found := _rated(name, principle, compared, tournament, config, resampling)) is not None
     ]
     judge = tournament.judge
-    roles = feedback_roles(judge.judge.config, judge.judge.model).values()
-    models = ", ".join(dict.fromkeys(map(name_of, roles)))
     return EloStory(
-        judge=f"{judge.judge.config.method} on {models}",
+        judge=judge_name(judge.judge.config, judge.judge.model),
         orders=_orders(judge.judge.config),
         supplied_labels=tournament.supplied_labels,
         judge_accuracy=measure(judge.checked.artifact.records(FeedbackCheck)).accuracy,

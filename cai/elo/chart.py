@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cai.charts import Chart, drawn
+from cai.drawing import Chart, drawn
 from cai.elo.story import HARMLESSNESS, HELPFULNESS, EloStory, Player
 from cai.elo.text import title
 from cai.statistics import Estimate

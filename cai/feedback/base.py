@@ -44,6 +44,13 @@ def label_of(prob_a: float, *, mode: LabelMode, clamp: float) -> float:
             return min(max(prob_a, clamp), 1 - clamp)
 
 
+def shifted(prob_a: float, shift: float) -> float:
+    """A probability whose log-odds are moved by `shift` nats; 0 and 1 are certain and stay."""
+    if prob_a in (0.0, 1.0) or shift == 0:
+        return prob_a
+    return two_way(math.log(prob_a) - math.log1p(-prob_a) + shift, 0.0)
+
+
 def two_way(value_a: float, value_b: float) -> float:
     """Softmax over two log-probabilities or scores: P(a) = 1 / (1 + exp(value_b - value_a))."""
     difference = value_b - value_a
@@ -104,18 +111,27 @@ class Method(abc.ABC):
         """P(a preferred) of one case's judgements, and the label's weight in [0, 1]."""
         return sum(j.prob_a for j in judgements) / len(judgements), 1.0
 
-    def label(self, cases: Sequence[Sequence[Judgement]]) -> tuple[float, float]:
-        """Label and weight of a pair from the judgements of its cases."""
+    def label(
+        self, cases: Sequence[Sequence[Judgement]], *, shift: float = 0.0
+    ) -> tuple[float, float]:
+        """Label and weight of a pair from the judgements of its cases.
+
+        Args:
+            cases: Judgements by principle.
+            shift: Added to the log-odds of their mean before it is hardened or clamped, nats.
+        """
         combined = [self.combine(judgements) for judgements in cases]
-        mean = sum(prob for prob, _ in combined) / len(combined)
+        mean = shifted(sum(prob for prob, _ in combined) / len(combined), shift)
         prob_a = label_of(mean, mode=self.config.label, clamp=self.config.clamp)
         return prob_a, sum(weight for _, weight in combined) / len(combined)
 
-    def labels(self, cases: Sequence[Sequence[Judgement]]) -> tuple[PrincipleLabel, ...]:
+    def labels(
+        self, cases: Sequence[Sequence[Judgement]], *, shift: float = 0.0
+    ) -> tuple[PrincipleLabel, ...]:
         """Label and weight that each case would have as a pair under its one principle."""
         found = []
         for judgements in cases:
-            prob_a, weight = self.label([judgements])
+            prob_a, weight = self.label([judgements], shift=shift)
             principle_id = judgements[0].principle_id
             label = PrincipleLabel(principle_id=principle_id, prob_a=prob_a, weight=weight)
             found.append(label)
@@ -200,6 +216,14 @@ def _trivial(pair: Pair) -> Unjudged | None:
     if not a or not b:
         return Unjudged.empty
     return Unjudged.identical if a == b else None
+
+
+def cases_of(comparison: Comparison) -> list[list[Judgement]]:
+    """A pair's judgements by principle; none for a pair that was not judged."""
+    return [
+        [j for j in comparison.judgements if j.principle_id == principle_id]
+        for principle_id in (comparison.principle_ids if comparison.judgements else ())
+    ]
 
 
 def same_position(comparison: Comparison) -> list[bool]:

@@ -21,6 +21,7 @@ from cai.feedback.features import Reader, trunk_of
 from cai.feedback.likelihood import Likelihood
 from cai.feedback.multiple_choice import MultipleChoice
 from cai.feedback.pointwise import Pointwise
+from cai.feedback.random import Random
 from cai.feedback.score import Score
 from cai.feedback.single import Examples
 from cai.feedback.tuned import FOLDS, PROBE, Probe, Tuned
@@ -39,6 +40,7 @@ from cai.feedback_config import (
     LikelihoodConfig,
     MultipleChoiceConfig,
     PointwiseConfig,
+    RandomConfig,
     ScoreConfig,
     TunedConfig,
 )
@@ -76,6 +78,8 @@ def build(config: FeedbackConfig, around: Surroundings, *, member: str = "") -> 
             constitution=around.constitution,
             sampling=around.sampling,
         )
+    if isinstance(config, RandomConfig):
+        return Random(config)
     base = around.models.base(config.model or around.model)
     match config:
         case MultipleChoiceConfig():
@@ -164,6 +168,8 @@ def identity(config: FeedbackConfig, model: ModelConfig) -> dict[str, Any]:
             "settings": settings | {"server": server},
             "wording": digest_of([comparison_wording(), endpoint_wording()]),
         }
+    if isinstance(config, RandomConfig):
+        return {"settings": settings}
     return {
         "settings": settings,
         "model": role_key(config.model or model),

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.choices import Vote
-from cai.feedback.base import Case, HeldOut, Judged, Method
+from cai.feedback.base import Case, HeldOut, Judged, Method, cases_of
 from cai.feedback_config import EnsembleConfig
 from cai.seeds import derive_seed
 from cai.statistics import preferred_side
@@ -150,7 +150,9 @@ class Ensemble(Method):
         return (
             self.config.vote is Vote.reliability
             and self.accuracies is not None
-            and any(self._reliabilities(self.opinions(case)) is None for case in _cases(comparison))
+            and any(
+                self._reliabilities(self.opinions(case)) is None for case in cases_of(comparison)
+            )
         )
 
     def measured_on(self, checks: Sequence[FeedbackCheck]) -> Ensemble:
@@ -176,7 +178,7 @@ class Ensemble(Method):
             others = self._with(_less(whole, own))
             comparison = check.comparison
             if comparison.judgements:
-                cases = _cases(comparison)
+                cases = cases_of(comparison)
                 prob_a, weight = others.label(cases)
                 comparison = dataclasses.replace(
                     comparison, labels=others.labels(cases), prob_a=prob_a, weight=weight
@@ -193,7 +195,7 @@ class Ensemble(Method):
         probs: dict[str, list[float]] = {name: [] for name in self.members}
         for check in checks:
             said: dict[str, list[float]] = {}
-            for case in _cases(check.comparison):
+            for case in cases_of(check.comparison):
                 for name, prob in self.opinions(case).items():
                     said.setdefault(name, []).append(prob)
             for name, own in said.items():
@@ -235,14 +237,6 @@ def _gathered(judged: Mapping[str, Judged]) -> Judged:
         if not isinstance(one, Unjudged)
         for judgement in one
     )
-
-
-def _cases(comparison: Comparison) -> list[list[Judgement]]:
-    """A pair's judgements by principle; none for a pair that was not judged."""
-    return [
-        [j for j in comparison.judgements if j.principle_id == principle_id]
-        for principle_id in (comparison.principle_ids if comparison.judgements else ())
-    ]
 
 
 def _side(prob: float) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from cai.engines import Engine
 from cai.feedback.base import Case, Judged, Method
-from cai.feedback.single import Examples, answer_ids, one_judgement, unreadable
+from cai.feedback.single import Examples, Single, answer_ids, both, one_judgement, unreadable
 from cai.feedback.wording import NO, YES, YES_NO_SYSTEM, criterion, yes_no_question
 from cai.feedback_config import PointwiseConfig
 from cai.tokens import ChatEncoder
@@ -51,14 +51,27 @@ class Pointwise(Method):
 
     def judge(self, cases: Sequence[Case]) -> list[Judged]:
         """One judgement for each case whose two questions fit the context."""
+        found = self._asked([both(case) for case in cases])
+        return [
+            Unjudged.too_long if values is None else one_judgement(case, *values)
+            for case, values in zip(cases, found, strict=True)
+        ]
+
+    def values(self, singles: Sequence[Single]) -> list[float | Unjudged]:
+        """Log-odds of Yes about each response, nats; the shard is one batch."""
+        found = self._asked([(single,) for single in singles])
+        return [Unjudged.too_long if values is None else values[0] for values in found]
+
+    def _asked(self, groups: Sequence[Sequence[Single]]) -> list[list[float] | None]:
+        """Log-odds for each group; None where a question of it does not fit the context."""
         opening, yes, no = self._answers()
-        asked = [self._prompts(case, opening) for case in cases]
+        asked = [[self._prompt(single, opening) for single in group] for group in groups]
         fits = [all(self.engine.fits(prompt, 1) for prompt in own) for own in asked]
         prompts = [p for own, fit in zip(asked, fits, strict=True) if fit for p in own]
         values = iter(self._log_odds(prompts, yes, no))
         return [
-            one_judgement(case, next(values), next(values)) if fit else Unjudged.too_long
-            for case, fit in zip(cases, fits, strict=True)
+            [next(values) for _ in own] if fit else None
+            for own, fit in zip(asked, fits, strict=True)
         ]
 
     def _answers(self) -> tuple[list[int], int, int]:
@@ -69,19 +82,13 @@ class Pointwise(Method):
                 raise unreadable(answer)
         return opening, endings[0][0], endings[1][0]
 
-    def _prompts(self, case: Case, opening: Sequence[int]) -> list[list[int]]:
-        """The question about a and the one about b."""
+    def _prompt(self, single: Single, opening: Sequence[int]) -> list[int]:
         shots = self.examples.draw(
-            case.principle, random.Random(case.seed), ask=yes_no_question, better=YES, worse=NO
+            single.principle, random.Random(single.seed), ask=yes_no_question, better=YES, worse=NO
         )
-        sentence = criterion(case.principle)
-        return [
-            self.encoder.conversation(
-                [*shots, yes_no_question(sentence, case.messages, response)], system=YES_NO_SYSTEM
-            )
-            + list(opening)
-            for response in (case.response_a, case.response_b)
-        ]
+        question = yes_no_question(criterion(single.principle), single.messages, single.response)
+        conversation = self.encoder.conversation([*shots, question], system=YES_NO_SYSTEM)
+        return conversation + list(opening)
 
     def _log_odds(self, prompts: Sequence[Sequence[int]], yes: int, no: int) -> list[float]:
         if not prompts:

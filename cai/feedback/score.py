@@ -24,7 +24,7 @@ import torch
 
 from cai.engines import Engine
 from cai.feedback.base import Case, Judged, Method
-from cai.feedback.single import Examples, answer_ids, one_judgement, unreadable
+from cai.feedback.single import Examples, Single, answer_ids, both, one_judgement, unreadable
 from cai.feedback.wording import (
     CONTENT_FREE,
     HIGHEST,
@@ -62,21 +62,35 @@ class Score(Method):
 
     def judge(self, cases: Sequence[Case]) -> list[Judged]:
         """One judgement for each case whose questions fit the context."""
+        found = self._asked([both(case) for case in cases])
+        return [
+            Unjudged.too_long
+            if marks is None
+            else one_judgement(case, *(self.config.scale * mark for mark in marks))
+            for case, marks in zip(cases, found, strict=True)
+        ]
+
+    def values(self, singles: Sequence[Single]) -> list[float | Unjudged]:
+        """Expected mark of each response, 0 to 10; the shard is one batch."""
+        found = self._asked([(single,) for single in singles])
+        return [Unjudged.too_long if marks is None else marks[0] for marks in found]
+
+    def _asked(self, groups: Sequence[Sequence[Single]]) -> list[list[float] | None]:
+        """Expected marks for each group of one conversation; None where one does not fit."""
         opening, numbers = self._numbers()
-        asked = [self._prompts(case, opening) for case in cases]
+        asked = [self._prompts(group, opening) for group in groups]
         fits = [all(self.engine.fits(p, len(numbers[-1])) for p in own) for own in asked]
         prompts = [p for own, fit in zip(asked, fits, strict=True) if fit for p in own]
         found = iter(self._probs(prompts, numbers))
-        judged: list[Judged] = []
-        for case, own, fit in zip(cases, asked, fits, strict=True):
+        marks: list[list[float] | None] = []
+        for group, own, fit in zip(groups, asked, fits, strict=True):
             if not fit:
-                judged.append(Unjudged.too_long)
+                marks.append(None)
                 continue
             probs = [next(found) for _ in own]
-            prior = probs[2] if self.config.calibrate else torch.ones_like(NUMBERS)
-            a, b = (self.config.scale * expected_mark(one / prior) for one in probs[:2])
-            judged.append(one_judgement(case, a, b))
-        return judged
+            prior = probs[len(group)] if self.config.calibrate else torch.ones_like(NUMBERS)
+            marks.append([expected_mark(one / prior) for one in probs[: len(group)]])
+        return marks
 
     def _numbers(self) -> tuple[list[int], list[list[int]]]:
         """What opens the answer, and the tokens of each number after it: one, or two for 10."""
@@ -88,20 +102,21 @@ class Score(Method):
                 raise unreadable(answer)
         return opening, endings
 
-    def _prompts(self, case: Case, opening: Sequence[int]) -> list[list[int]]:
-        """The question about a, the one about b, and that about a content-free response."""
+    def _prompts(self, group: Sequence[Single], opening: Sequence[int]) -> list[list[int]]:
+        """The question about each response of a group, and that about a content-free one."""
+        first = group[0]
         shots = self.examples.draw(
-            case.principle,
-            random.Random(case.seed),
+            first.principle,
+            random.Random(first.seed),
             ask=mark_question,
             better=str(HIGHEST),
             worse=str(LOWEST),
         )
-        sentence = criterion(case.principle)
-        responses = [case.response_a, case.response_b, *[CONTENT_FREE] * self.config.calibrate]
+        sentence = criterion(first.principle)
+        responses = [*(one.response for one in group), *[CONTENT_FREE] * self.config.calibrate]
         return [
             self.encoder.conversation(
-                [*shots, mark_question(sentence, case.messages, response)], system=MARK_SYSTEM
+                [*shots, mark_question(sentence, first.messages, response)], system=MARK_SYSTEM
             )
             + list(opening)
             for response in responses

@@ -21,6 +21,27 @@ from cai.feedback.wording import criterion
 from cai.tokens import ChatEncoder
 from cai.types import Judgement, Message
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Single:
+    """One response under one principle, as a method sees it: texts are clean, not empty."""
+
+    messages: tuple[Message, ...]
+    response: str
+    principle: Principle
+    seed: int
+    """Its own random stream, which draws few-shot examples."""
+
+
+def both(case: Case) -> tuple[Single, Single]:
+    """A case's responses, each by itself, with the same few-shot examples."""
+    a, b = (
+        Single(messages=case.messages, response=response, principle=case.principle, seed=case.seed)
+        for response in (case.response_a, case.response_b)
+    )
+    return a, b
+
+
 Ask = Callable[[str, Sequence[Message], str], Message]
 """From a sentence, a conversation and a response to the question about it."""
 

@@ -6,6 +6,11 @@ prefer: a principle's question is put behind each response, and the response's v
 principle is linear in what the model's middle layers make of the question there (`features.py`,
 `probe.py`). However many the principles, a conversation and its responses are read together.
 
+One response by itself has a value up to a constant of its conversation and question, since the
+probe has seen differences alone. Held against the mean of a few plain responses to the same
+conversation (`PLAIN_RESPONSES`) the constant is gone, and what is left can be calibrated
+(`verdicts.py`).
+
 What the probe was trained on it must not be measured on. Every training pair belongs to a fold, and
 a pair that is met again (the constitution's tests are, in the feedback check) is judged by the
 probe that did not see its fold.
@@ -26,6 +31,8 @@ from cai.feedback.base import Case, Judged, Method, two_way
 from cai.feedback.features import Asked, Reader
 from cai.feedback.hygiene import shown, shown_turns
 from cai.feedback.probe import Kernel
+from cai.feedback.single import Single
+from cai.feedback.wording import PLAIN_RESPONSES
 from cai.feedback_config import TunedConfig
 from cai.types import Judgement, Message
 
@@ -104,6 +111,7 @@ class Tuned(Method):
         self.reader = reader
         self.probe = probe
         self._principles: dict[str, torch.Tensor] = {}
+        self._plain: dict[tuple[tuple[Message, ...], str, int], float] = {}
 
     def judge(self, cases: Sequence[Case]) -> list[Judged]:
         """One judgement per case; long conversations lose their beginning, none is too long."""
@@ -126,9 +134,50 @@ class Tuned(Method):
             for number, case in enumerate(cases)
         ]
 
+    def values(self, singles: Sequence[Single], *, probes: Sequence[int]) -> list[float]:
+        """Value of each response less the mean value of plain ones to the same conversation.
+
+        All questions about one conversation are read together; those about the plain responses are
+        read once.
+
+        Args:
+            singles: The responses.
+            probes: Which of the trained probes judges each; -1 is the one that has seen all pairs.
+        """
+        asked = list(zip(singles, probes, strict=True))
+        new = {
+            (one.messages, one.principle.compare, probe): one
+            for one, probe in asked
+            if (one.messages, one.principle.compare, probe) not in self._plain
+        }
+        rows = [(one, one.response, probe) for one, probe in asked] + [
+            (one, text, probe) for (_, _, probe), one in new.items() for text in PLAIN_RESPONSES
+        ]
+        features = self.reader.read(
+            [
+                Asked(messages=one.messages, response=text, question=one.principle.compare)
+                for one, text, _ in rows
+            ]
+        )
+        values = self.probe.values(
+            features.double(),
+            torch.stack([self._principle(one.principle.compare) for one, _, _ in rows]),
+            [probe for _, _, probe in rows],
+        ).tolist()
+        plain = iter(values[len(asked) :])
+        for key in new:
+            self._plain[key] = sum(next(plain) for _ in PLAIN_RESPONSES) / len(PLAIN_RESPONSES)
+        return [
+            value - self._plain[one.messages, one.principle.compare, probe]
+            for (one, probe), value in zip(asked, values[: len(asked)], strict=True)
+        ]
+
+    def fold(self, messages: Sequence[Message], response: str, other: str) -> int:
+        """The probe that has not seen a pair: for a new one, that trained on everything."""
+        return self.probe.folds.get(pair_key(messages, response, other), -1)
+
     def _probe(self, case: Case) -> int:
-        key = pair_key(case.messages, case.response_a, case.response_b)
-        return self.probe.folds.get(key, -1)
+        return self.fold(case.messages, case.response_a, case.response_b)
 
     def _principle(self, question: str) -> torch.Tensor:
         if question not in self._principles:

@@ -106,3 +106,12 @@ def score_wording() -> Sequence[object]:
     """What `score` says, for a stage's digest."""
     asked = mark_question("1", [Message(role="user", content="2")], "3")
     return UNGUIDED, CONTENT_FREE, MARK_SYSTEM, LOWEST, HIGHEST, asked.content
+
+
+PLAIN_RESPONSES = (
+    "I can't say anything about that.",
+    "Sure, I will gladly do that for you.",
+    "That depends on many things.",
+)
+"""An evasion, an assent and a truism: what a probe's value of a response is held against. Decided
+on the tests of `default` (README, table of methods)."""

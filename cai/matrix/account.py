@@ -20,7 +20,7 @@ from cai.matrix.story import (
 )
 from cai.matrix.subjects import Subject
 from cai.phases.matrix import POLICIES, Inputs, Outputs
-from cai.roles import feedback_roles, name_of
+from cai.roles import judge_name
 from cai.types import FeedbackCheck, LikelihoodTest, PolicyComparison, Unjudged
 
 SHARES = (0.0, 1.0)
@@ -88,8 +88,7 @@ def tell(
 
 
 def _judge(config: Config, phase: MatrixConfig) -> str:
-    asked = feedback_roles(config.feedback, phase.feedback_model).values()
-    return f"{config.feedback.method} on {', '.join(dict.fromkeys(map(name_of, asked)))}"
+    return judge_name(config.feedback, phase.feedback_model)
 
 
 def _prompts(config: Config, phase: MatrixConfig) -> str:

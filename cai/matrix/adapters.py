@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cai.adapters import IDENTITY_FILE
 from cai.low_rank import ADAPTER_FILE, CONFIG_FILE
 from cai.phases.matrix import Outputs
 
@@ -31,7 +32,7 @@ def export_adapters(outputs: Outputs, run_dir: Path, *, seed: int) -> dict[str, 
             continue
         target = run_dir / FOLDER / one.train
         target.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, ADAPTER_FILE):
+        for name in (CONFIG_FILE, ADAPTER_FILE, IDENTITY_FILE):
             shutil.copyfile(source / name, target / name)
         found[one.train] = f"{FOLDER}/{one.train}"
     return found

@@ -31,6 +31,8 @@ from cai.phases import matrix as phase
 from cai.phases import sl_cai
 from cai.report import write_report
 from cai.roles import name_of, roles
+from cai.sizes.planning import plan_told, predict
+from cai.sizes.scene import check_weights
 from cai.story import Headline, RunStory
 from cai.tracking import MemoryTracker, RunTracker, config_record, open_tracker
 from cai.wandb_lineage import LineageNode
@@ -74,7 +76,8 @@ def run(config: Config, job: Job, subjects: tuple[Subject, ...]) -> None:
         UserError: for everything that the user can put right.
     """
     session.set_up(config)
-    session.require_embedded(config)
+    check_weights(config)
+    session.require_models(config)
     clock = _Clock(
         started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         begun=time.monotonic(),
@@ -87,8 +90,16 @@ def run(config: Config, job: Job, subjects: tuple[Subject, ...]) -> None:
     if config.plan:
         context = session.open_context(config, job, first, MemoryTracker())
         phase.run(section, inputs, context)
-        print(plan_text(context))
+        predicted = predict(config, first, context.results)
+        print(plan_told(plan_text(context, predicted.scene), predicted))
+        predicted.check()
         return
+    if config.hardware.check_memory:
+        planned = session.open_context(
+            dataclasses.replace(config, plan=True), job, first, MemoryTracker()
+        )
+        phase.run(section, inputs, planned)
+        predict(config, first, planned.results).check()
     names = tuple(subject.name for subject in subjects)
     run_dir = Path(job.run_dir)
     tracker = open_tracker(

@@ -9,7 +9,8 @@ from cai.context import RunContext, StageResult, StageStatus
 from cai.matrix.record import FILE
 from cai.matrix.seeded import Seeded
 from cai.matrix.story import MatrixStory
-from cai.plan import estimate
+from cai.plan import clock_of
+from cai.sizes.work import Scene
 from cai.statistics import fixed
 from cai.story import duration, label
 from cai.summary import Page
@@ -25,17 +26,18 @@ def distinct(results: Sequence[StageResult]) -> list[StageResult]:
     return list({result.artifact.digest: result for result in reversed(results)}.values())[::-1]
 
 
-def plan_text(context: RunContext) -> str:
+def plan_text(context: RunContext, scene: Scene | None) -> str:
     """The plan by kind of stage, since a matrix has hundreds: what is shared, reused and left."""
     stages: dict[str, list[StageResult]] = {}
     for result in context.results:
         stages.setdefault(result.name, []).append(result)
     rows, total, unknown, left, num = [], 0.0, 0, 0, 0
+    clock = clock_of(context, scene)
     for name, asked in stages.items():
         own = distinct(asked)
         open_ = [result for result in own if result.status is not StageStatus.reused]
-        seconds = [estimate(context, result) for result in open_]
-        known = [value for value in seconds if value is not None]
+        seconds = [clock.seconds(result) for result in open_]
+        known = [found.value for found in seconds if found is not None]
         total += sum(known)
         unknown += len(seconds) - len(known)
         left += len(open_)

@@ -20,7 +20,7 @@ from cai.full_weights import Tuned
 from cai.heads import token_logprobs
 from cai.losses import sft_loss
 from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
-from cai.training_config import SLPolicyConfig
+from cai.training_config import FineTuneConfig
 
 
 class SFTModule(LightningModule):
@@ -39,7 +39,7 @@ class SFTModule(LightningModule):
         model: Tuned,
         *,
         adapter: str,
-        config: SLPolicyConfig,
+        config: FineTuneConfig,
         total_steps: int,
         stage: str,
     ) -> None:

@@ -10,6 +10,7 @@ from cai.compare.groups import RunGroup, differing, group_runs
 from cai.compare.matrices import steering_matrices
 from cai.compare.responses import Responses, responses_of
 from cai.compare.runs import Found, Run
+from cai.compare.scatter import scatter, with_final
 from cai.compare.story import CompareStory, GroupRow, RunRow
 from cai.config import CompareConfig
 from cai.statistics import MIN_SEEDS
@@ -26,7 +27,7 @@ class Inputs:
 
 def run(config: CompareConfig, inputs: Inputs) -> CompareStory:
     """Group the runs, test their metrics and overlay their curves."""
-    runs = inputs.found.runs
+    runs = with_final(inputs.found.runs)
     groups = group_runs(runs)
     responses = {id(one): responses_of(one) for one in runs}
     rows = metric_rows(groups, config.metrics)
@@ -44,6 +45,7 @@ def run(config: CompareConfig, inputs: Inputs) -> CompareStory:
         settings=differing(groups),
         metrics=rows,
         differences=tested,
+        scatter=scatter(groups, config.scatter),
         curves=overlaid(groups),
         matrices=tuple(matrix for one in runs for matrix in steering_matrices(one)),
     )

@@ -57,7 +57,8 @@ def learn(
 
 def run(config: DPOPhaseConfig, inputs: Inputs, context: RunContext) -> Outputs:
     """Train the DPO policy and measure it against the SL-CAI policy and the base."""
-    compared = sl_cai.compare(config, inputs, context)
+    start = sl_cai.start_of(config, inputs, context)
+    compared = sl_cai.compare(config, inputs, context, start=start)
     policy = learn(config.dpo, inputs, context, compared=compared)
     measured = sl_cai.measure(
         config, inputs, context, compared=compared, last={"dpo": policy}, preference_model=None

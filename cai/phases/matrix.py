@@ -91,6 +91,8 @@ def run(config: MatrixConfig, inputs: Inputs, context: RunContext) -> Outputs:
         subject.name: labelled_set(inputs.shared.evaluation, subject.document, seed=config.seeds[0])
         for subject in inputs.subjects
     }
+    for subject in inputs.subjects:
+        sl_cai.check_document(config, inputs.shared, subject.document)
     bases = {seed: _base(config, inputs, context, seed) for seed in config.seeds}
     policies = tuple(
         _trained(config, inputs, subject, _sibling(context, subject, seed))
@@ -179,9 +181,10 @@ def _trained(
 
 
 def _policy(config: MatrixConfig, shared: sl_cai.Inputs, context: RunContext) -> Artifact:
+    start = sl_cai.start_of(config, shared, context)
     if config.method is Method.sl_cai:
-        return sl_cai.train(config, shared, context).sl_policy
-    compared = sl_cai.compare(config, shared, context)
+        return sl_cai.train(config, shared, context, start=start).sl_policy
+    compared = sl_cai.compare(config, shared, context, start=start)
     if config.method is Method.dpo:
         return dpo.learn(config.dpo, shared, context, compared=compared)
     return rlaif.learn(config, shared, context, compared=compared).final

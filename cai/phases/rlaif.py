@@ -22,9 +22,11 @@ from cai.stages.goodhart import Goodhart, Policies, selected_policy, snapshot_sc
 from cai.stages.matches import Tournament
 from cai.stages.policy import check_value_adapter, snapshot_rounds
 from cai.stages.policy import policy as rl_policy
+from cai.stages.preference_labels import AILabels
 from cai.stages.preference_model import PreferenceModel
 from cai.stages.preference_model import preference_model as trained_preference_model
 from cai.stages.preference_pairs import Half
+from cai.stages.rewards import PreferenceReward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +79,8 @@ def _preference_model(
         model=config.preference_base or inputs.model,
         config=config.preference_model,
         principles=inputs.principles,
-        comparisons=compared.comparisons,
+        labels=AILabels(comparisons=compared.comparisons, human=inputs.data.human_comparisons),
         pairs=compared.pairs,
-        human=inputs.data.human_comparisons,
         num=compared.num if half is None else compared.num // 2,
         half=half,
     )
@@ -132,7 +133,7 @@ def learn(
         config=config.ppo,
         prompts=compared.trained.prompts,
         sl_policy=compared.trained.sl_policy,
-        preference_model=preference_model,
+        reward=PreferenceReward(model=preference_model),
         snapshots=snapshots,
     )
     if not config.gold:
@@ -153,7 +154,8 @@ def learn(
 def run(config: RLAIFConfig, inputs: Inputs, context: RunContext) -> Outputs:
     """Train the RL-CAI policy and measure it against the SL-CAI policy and the base."""
     check_value_adapter(config.ppo, model=inputs.model, preference_base=config.preference_base)
-    compared = sl_cai.compare(config, inputs, context)
+    start = sl_cai.start_of(config, inputs, context)
+    compared = sl_cai.compare(config, inputs, context, start=start)
     learned = learn(config, inputs, context, compared=compared)
     measured = sl_cai.measure(
         config,

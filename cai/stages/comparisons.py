@@ -7,9 +7,12 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cai.artifacts import Artifact, Work, in_shards
 from cai.choices import Gate, PrincipleSampling, Vote
+from cai.compliance.classify import RULES_VERSION
+from cai.compliance.shift import FILE, ComplianceReward, num_turned
 from cai.config import ComparisonsConfig
 from cai.context import RunContext, Stage
 from cai.errors import UserError
@@ -175,7 +178,12 @@ def comparisons(
     pairs: Artifact,
     num: int,
 ) -> Artifact:
-    """AI comparisons of SL-CAI samples, each under one drawn principle or several."""
+    """AI comparisons of SL-CAI samples, each under one drawn principle or several.
+
+    Where the constitution declares values of compliance, labels are moved by them; both classes and
+    the label before are in `compliance.jsonl`.
+    """
+    reward = compliance_reward(config, context)
 
     def run(work: Work) -> None:
         feedback = judge.feedback(context, "comparisons")
@@ -200,20 +208,41 @@ def comparisons(
             make=lambda chunk, _advance: feedback.compare(chunk),
             unit="pairs",
         )
+        turned = {}
+        if reward is not None:
+            shifts = [reward.shift(one) for one in records]
+            records = [reward.relabelled(one, feedback.method) for one in records]
+            work.write_records(shifts, FILE)
+            turned = {"turned_by_compliance": num_turned(shifts, records)}
         work.write_records(records)
-        work.counts = _counts(records) | feedback.method.counts(records)
+        work.counts = _counts(records) | feedback.method.counts(records) | turned
 
     return context.run(
         Stage(
             name="comparisons",
             version=4,
-            config=config,
+            config=_section(config, reward),
             inputs={"pairs": pairs, **judge.inputs()},
-            identity=judge.identity(context),
+            identity=judge.identity(context)
+            | ({"compliance_rules": RULES_VERSION} if reward else {}),
             expect={"pairs": num},
             run=run,
         )
     )
+
+
+def compliance_reward(config: ComparisonsConfig, context: RunContext) -> ComplianceReward | None:
+    """What moves labels besides the feedback; None where the constitution declares no values."""
+    declared = context.constitution.compliance
+    if declared is None or config.compliance_coef == 0:
+        return None
+    return ComplianceReward(declared=declared, coef=config.compliance_coef)
+
+
+def _section(config: ComparisonsConfig, reward: ComplianceReward | None) -> dict[str, Any]:
+    """The settings that decide labels: the coefficient is none of them where nothing is moved."""
+    section = dataclasses.asdict(config)
+    return section if reward else {k: v for k, v in section.items() if k != "compliance_coef"}
 
 
 def _counts(records: Sequence[Comparison]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from cai.artifacts import Artifact, Work, digest_of, in_shards
 from cai.choices import PrincipleSampling
 from cai.config import RevisionsConfig, SamplingConfig
 from cai.context import RunContext, Stage
-from cai.critique import Reviser, Turn, to_sample
+from cai.critique import Reviser, Turn, critique_engines, to_sample
 from cai.engines import Engine
 from cai.feedback.base import Feedback, Pair
 from cai.model_config import ModelConfig
@@ -163,7 +163,7 @@ def controls(
     Args:
         context: The run.
         model: The policy's base, which wrote `responses` and samples again.
-        critique_model: Who critiques and revises.
+        critique_model: Who critiques and revises; of several, `main`, by itself.
         sampling: How principles are drawn.
         config: Of the run's revisions: worked examples, token limits, temperatures, batches.
         responses: The base's responses to held-out prompts.
@@ -171,11 +171,12 @@ def controls(
     """
 
     def run(work: Work) -> None:
-        base = context.models.base(critique_model)
+        engines = critique_engines(context.models, critique_model)
         seed = derive_seed(context.seed, "controls")
         reviser = Reviser(
-            generator=base.generator(),
-            encoder=base.encoder,
+            generator=engines.generator,
+            critic=engines.critic,
+            encoder=engines.encoder,
             constitution=context.constitution,
             sampling=sampling,
             config=config,
@@ -210,7 +211,7 @@ def controls(
         Stage(
             name="controls",
             version=1,
-            config={"revisions": dataclasses.asdict(config), "num": num},
+            config={"revisions": config.step_settings(), "num": num},
             inputs={"responses": responses},
             identity={
                 "model": role_key(model),

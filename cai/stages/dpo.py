@@ -7,6 +7,7 @@ preference model with the same share, so that both are measured on the same labe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import defaultdict
@@ -103,6 +104,55 @@ def human_example(base: BaseModel, pair: PreferencePair) -> PairExample:
     )
 
 
+@contextlib.contextmanager
+def learned(
+    context: RunContext,
+    work: Work,
+    *,
+    base: BaseModel,
+    start: Artifact,
+    examples: Sequence[PairExample],
+    config: DPOConfig,
+    seed: int,
+) -> Iterator[Tuned]:
+    """The base with the policy trained and saved, and the reference that it started from.
+
+    Args:
+        context: The run.
+        work: The stage's folder; its name is the training's.
+        base: The policies' base.
+        start: The policy that it starts from and is held to.
+        examples: What is learned.
+        config: Of the training.
+        seed: Of the training.
+    """
+    steps = num_steps(examples, config)
+    folder = start.verified_folder() / ADAPTER
+    tuned = adapters.load(base.model, folder, adapter=REFERENCE, base_sha256=base.sha256)
+    with detached(tuned):
+        adapters.copy_adapter(tuned, REFERENCE, POLICY)
+        with reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step:
+            training.train_dpo(
+                tuned,
+                examples,
+                policy_adapter=POLICY,
+                reference_adapter=REFERENCE,
+                config=config,
+                seed=seed,
+                hardware=context.hardware,
+                work_dir=work.scratch / "checkpoints",
+                on_step=on_step,
+                stage=work.artifact.stage,
+            )
+        save(base, tuned, POLICY, work)
+        yield tuned
+
+
+def num_steps(examples: Sequence[PairExample], config: DPOConfig) -> int:
+    """Optimizer steps of a training."""
+    return -(-len(examples) // config.batch_size) * config.num_epochs
+
+
 def dpo_policy(
     context: RunContext,
     *,
@@ -133,30 +183,15 @@ def dpo_policy(
                 "the counts of the stage comparisons; other seeds, a larger phase.dpo.max_length "
                 "or longer phase.pairs.sampling.max_new_tokens give other pairs"
             )
-        seed = derive_seed(context.seed, "dpo_policy")
-        steps = -(-len(examples) // config.batch_size) * config.num_epochs
-        tuned = adapters.load(
-            base.model,
-            sl_policy.verified_folder() / ADAPTER,
-            adapter=REFERENCE,
-            base_sha256=base.sha256,
-        )
-        with detached(tuned):
-            adapters.copy_adapter(tuned, REFERENCE, POLICY)
-            with reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step:
-                training.train_dpo(
-                    tuned,
-                    examples,
-                    policy_adapter=POLICY,
-                    reference_adapter=REFERENCE,
-                    config=config,
-                    seed=seed,
-                    hardware=context.hardware,
-                    work_dir=work.scratch / "checkpoints",
-                    on_step=on_step,
-                    stage="dpo_policy",
-                )
-            save(base, tuned, POLICY, work)
+        with learned(
+            context,
+            work,
+            base=base,
+            start=sl_policy,
+            examples=examples,
+            config=config,
+            seed=derive_seed(context.seed, "dpo_policy"),
+        ) as tuned:
             validation = [p for p in labelled if p.comparison.prompt.id in held_out]
             scored = _scored(context, base, tuned, validation, beta=config.beta)
             work.write_records(scored, VALIDATION)
@@ -167,7 +202,7 @@ def dpo_policy(
             "dropped_too_long": len(ai) + len(humans) - len(examples),
             "held_out": len(scored),
             "cut_responses": sum((not p.finished_a) + (not p.finished_b) for p in labelled),
-            "steps": steps,
+            "steps": num_steps(examples, config),
         }
 
     return context.run(

@@ -1,5 +1,10 @@
 """Stage `policy`: PPO from the SL-CAI policy against the preference model (sec. 4.1).
 
+The scores may come from elsewhere (`cai.stages.rewards`); the stage is the same.
+
+`rlhf_policy` is the same stage from the fine-tuned policy of RLHF on, against people's preference
+model.
+
 Where over-optimisation is measured, the artifact holds the policy after some of the rounds too, in
 `snapshots/00002/` and so on.
 """
@@ -18,19 +23,15 @@ from cai.choices import ValueAdapter
 from cai.context import RunContext, Stage
 from cai.errors import ConfigError, UserError
 from cai.full_weights import Tuned
-from cai.heads import ScoreHead
 from cai.model_config import ModelConfig
-from cai.models import POLICY, REFERENCE, VALUE, BaseModel, identity
-from cai.rollout import RolloutBatch, Sampled, ValueFunction
-from cai.scoring import Scorer
+from cai.models import POLICY, REFERENCE, BaseModel, identity
+from cai.rollout import RolloutBatch, Sampled
 from cai.seeds import derive_seed, python_rng
-from cai.stages.preference_model import PreferenceModel
+from cai.stages.rewards import ROLLOUTS, Reward, Round, Scores
 from cai.stages.sampling import training_prompts
 from cai.stages.training import ADAPTER, detached, reported, save, training_identity
 from cai.training_config import PPOConfig
-from cai.types import Message, Prompt, PromptKind, Rollout, Sample, dump_line, parse_lines
-
-ROLLOUTS = "rollouts.jsonl"
+from cai.types import Prompt, PromptKind, Rollout, Sample, dump_line
 
 
 def snapshot_rounds(config: PPOConfig) -> tuple[int, ...]:
@@ -71,6 +72,32 @@ def rollout_prompts(
     return chosen
 
 
+def sample_rollouts(
+    base: BaseModel,
+    merged: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    seeds: Sequence[int],
+    config: PPOConfig,
+) -> list[Sampled]:
+    """One response per prompt by a merged copy of the policy, each from its own stream."""
+    tokens = base.generator(merged).sample(
+        prompts,
+        seeds=seeds,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+    )
+    return [
+        Sampled(
+            prompt_ids=prompt_ids,
+            response_ids=row.ids,
+            finished=row.finished,
+            logprob=row.logprob,
+        )
+        for prompt_ids, row in zip(prompts, tokens, strict=True)
+    ]
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Sampler:
     """Samples each round from a merged copy of the policy and keeps what it sampled."""
@@ -83,6 +110,7 @@ class _Sampler:
     seed: int
     folder: Path
     merged: PreTrainedModel
+    iteration: int = 0
     prompts: list[Prompt] = dataclasses.field(default_factory=list)
     sampled: list[Sampled] = dataclasses.field(default_factory=list)
     seeds: list[int] = dataclasses.field(default_factory=list)
@@ -90,6 +118,7 @@ class _Sampler:
     def sample(self, iteration: int) -> list[Sampled]:
         """The round's responses by the policy as it is now."""
         adapters.refresh_merged(self.merged, self.model, POLICY)
+        self.iteration = iteration
         self.prompts = rollout_prompts(
             self.red_team, self.helpful, config=self.config, seed=self.seed, iteration=iteration
         )
@@ -98,21 +127,9 @@ class _Sampler:
             derive_seed(self.seed, "rollout", iteration, row, prompt.id)
             for row, prompt in enumerate(self.prompts)
         ]
-        tokens = self.base.generator(self.merged).sample(
-            ids,
-            seeds=self.seeds,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
+        self.sampled = sample_rollouts(
+            self.base, self.merged, ids, seeds=self.seeds, config=self.config
         )
-        self.sampled = [
-            Sampled(
-                prompt_ids=prompt_ids,
-                response_ids=row.ids,
-                finished=row.finished,
-                logprob=row.logprob,
-            )
-            for prompt_ids, row in zip(ids, tokens, strict=True)
-        ]
         return self.sampled
 
     def keep(self, iteration: int, batch: RolloutBatch) -> None:
@@ -141,10 +158,9 @@ class _Sampler:
         ]
         write_atomically(self.folder / f"{iteration:05d}.jsonl", "".join(lines).encode("ascii"))
 
-    def conversations(self) -> dict[tuple[int, ...], tuple[Message, ...]]:
-        """Every prompt's conversation by its token ids."""
-        pool = [*self.red_team, *self.helpful]
-        return {tuple(self.base.prompt_ids(p.messages)): p.messages for p in pool}
+    def current(self) -> Round:
+        """The round that is being scored."""
+        return Round(iteration=self.iteration, prompts=self.prompts, sampled=self.sampled)
 
     def collect(self) -> bytes:
         """All rounds' rollouts."""
@@ -169,49 +185,17 @@ def check_value_adapter(
         )
 
 
-def _value_function(
-    config: PPOConfig, base: BaseModel, model: Tuned, scorer: Scorer, *, seed: int
-) -> ValueFunction:
-    """The value function before training: the preference model's, as far as it is of this base.
-
-    With an adapter of its own it is the preference score (of the first member of an ensemble) at
-    every token. On the policy's adapter it is the preference head there, or 0 when the
-    preference model has another base.
-    """
-    member = scorer.members[0]
-    if config.value_adapter is ValueAdapter.own:
-        adapters.copy_adapter(model, member.adapter, VALUE)
-        return ValueFunction(adapter=VALUE, head=member.head.as_value_head())
-    if scorer.reader.base.sha256 == base.sha256:
-        return ValueFunction(adapter=POLICY, head=member.head.as_value_head())
-    size = base.model.config.get_text_config().hidden_size
-    head = ScoreHead(size, seed=seed).zeroed().to(base.model.device)
-    return ValueFunction(adapter=POLICY, head=head)
-
-
 def _fitting(
-    prompts: Sequence[Prompt], base: BaseModel, scorer: Scorer, max_new_tokens: int
+    prompts: Sequence[Prompt], base: BaseModel, scores: Scores, max_new_tokens: int
 ) -> list[Prompt]:
-    """Prompts that leave room for a response, in the policy's context and the preference model's.
-
-    The latter reads an end-of-sequence token more.
-    """
+    """Prompts that leave room for a response, in the policy's context and for its score."""
     fits = base.generator(base.model).fits
     return [
         prompt
         for prompt in prompts
         if fits(base.prompt_ids(prompt.messages), max_new_tokens)
-        and scorer.reader.room(prompt.messages) > max_new_tokens
+        and scores.room(prompt.messages) >= max_new_tokens
     ]
-
-
-def _num_not_text(rollouts: bytes) -> int:
-    """Sampled responses that were no text, such as one cut inside a character.
-
-    A preference model of another base reads them with a replacement character.
-    """
-    found = parse_lines(Rollout, rollouts.decode("ascii"), ROLLOUTS)
-    return sum("\ufffd" in rollout.sample.text for rollout in found)
 
 
 def _keeping_snapshots(
@@ -239,10 +223,11 @@ def policy(
     config: PPOConfig,
     prompts: Artifact,
     sl_policy: Artifact,
-    preference_model: PreferenceModel,
+    reward: Reward,
     snapshots: Sequence[int],
+    name: str = "policy",
 ) -> Artifact:
-    """The RL-CAI policy: PPO against the preference model, with a KL penalty to SL-CAI.
+    """The RL-CAI policy: PPO on a score of its responses, with a KL penalty to SL-CAI.
 
     Args:
         context: The run.
@@ -250,32 +235,32 @@ def policy(
         config: Everything about PPO.
         prompts: Training prompts.
         sl_policy: What it starts from, and is held to.
-        preference_model: Scores the rollouts.
+        reward: Scores the rollouts.
         snapshots: Rounds after which the policy is kept, besides the last (`snapshot_rounds`).
+        name: Of the stage.
     """
 
     def run(work: Work) -> None:
         base = context.models.base(model)
-        seed = derive_seed(context.seed, "policy")
+        seed = derive_seed(context.seed, name)
         tuned = adapters.load(
             base.model,
             sl_policy.verified_folder() / ADAPTER,
             adapter=REFERENCE,
             base_sha256=base.sha256,
         )
-        with detached(tuned), preference_model.beside(context, base, tuned) as scorer:
+        with detached(tuned), reward.beside(context, base, tuned, work) as scores:
             adapters.add(tuned, model.trained, POLICY, seed)
             adapters.copy_adapter(tuned, REFERENCE, POLICY)
             pools = [
-                _fitting(training_prompts(prompts, kind), base, scorer, config.max_new_tokens)
+                _fitting(training_prompts(prompts, kind), base, scores, config.max_new_tokens)
                 for kind in (PromptKind.red_team, PromptKind.helpfulness)
             ]
             if not pools[0]:
                 raise UserError(
-                    "policy: no red-team prompt leaves room for phase.ppo.max_new_tokens="
-                    f"{config.max_new_tokens} in model.max_context={model.max_context} and in the "
-                    f"preference model's {preference_model.model.max_context}; type a smaller one "
-                    "or a larger other"
+                    f"{name}: no red-team prompt leaves room for phase.ppo.max_new_tokens="
+                    f"{config.max_new_tokens} in model.max_context={model.max_context}"
+                    f"{reward.limit()}; type a smaller one or a larger other"
                 )
             sampler = _Sampler(
                 base=base,
@@ -297,10 +282,10 @@ def policy(
             ) as on_step:
                 training.train_ppo(
                     tuned,
-                    value=_value_function(config, base, tuned, scorer, seed=seed),
+                    value=scores.value_function(config, base, tuned, seed=seed),
                     policy_adapter=POLICY,
                     reference_adapter=REFERENCE,
-                    score=scorer.tokens(base, sampler.conversations()),
+                    score=scores.token_score(base, [*pools[0], *pools[1]], sampler.current),
                     sample=sampler.sample,
                     config=config,
                     seed=seed,
@@ -313,32 +298,32 @@ def policy(
                     ),
                     on_rollout=sampler.keep,
                     pad_id=base.eos_id,
-                    stage="policy",
+                    stage=name,
                 )
             save(base, tuned, POLICY, work)
             rollouts = sampler.collect()
             write_atomically(work.folder / ROLLOUTS, rollouts)
+            counted = scores.finish(work, rollouts)
         work.counts = {
             "rounds": config.num_iterations,
             "rollouts": config.num_iterations * config.rollouts_per_iteration,
+            **counted,
         }
-        if scorer.reader.base.sha256 != base.sha256:
-            work.counts["not_text"] = _num_not_text(rollouts)
 
     section = dataclasses.asdict(config)
     del section["snapshot_every"], section["select"]  # `snapshots`, and up to what follows
     kept = {"snapshots": list(snapshots)} if snapshots else {}
     return context.run(
         Stage(
-            name="policy",
+            name=name,
             version=3,
             config=section,
             inputs={
                 "prompts": prompts,
                 "sl_policy": sl_policy,
-                "preference_model": preference_model.artifact,
+                **reward.inputs(),
             },
-            identity=training_identity(model) | preference_model.identity() | kept,
+            identity=training_identity(model) | reward.identity(context) | kept,
             expect={
                 "rollouts": config.num_iterations * config.rollouts_per_iteration,
                 "rounds": config.num_iterations,

@@ -1,5 +1,7 @@
 """Stage `preference_model`: soft AI labels, human comparisons when given, calibrated scores.
 
+`rlhf_preference_model` is the same stage on comparisons by people alone (`PeopleLabels`).
+
 With several members each has its own random start and order of the pairs. The first one's adapter
 is in the folder `adapter/`, the others' in `adapter_2/` and so on; all of them are on one base.
 `gold_preference_model` is the same stage on the other half of the comparisons (`Half`).
@@ -17,34 +19,30 @@ from typing import Any
 from cai import adapters, data, training
 from cai.artifacts import Artifact, Work, digest_of
 from cai.choices import Condition, PrincipleSampling
-from cai.config import ComparisonSourceConfig
-from cai.constitution import Principle
 from cai.context import RunContext, Stage
 from cai.errors import UserError
-from cai.feedback.labelled import GENERAL_PRINCIPLE
 from cai.feedback.measures import a_is_longer
 from cai.full_weights import Tuned
 from cai.heads import ScoreHead
-from cai.loaders import PairExample
 from cai.model_config import ModelConfig
 from cai.models import PREFERENCE, BaseModel
 from cai.prompts import criterion_wording
 from cai.scoring import Criteria, Member, Reader, Row, Scorer
 from cai.seeds import derive_seed
-from cai.stages.preference_pairs import (
-    Half,
-    ai_pairs,
-    half_of,
-    mixed,
-    principle_pairs,
-    validation_prompts,
+from cai.stages.preference_labels import (
+    AILabels,
+    Labels,
+    LearnedPairs,
+    PeopleLabels,
+    load_pairs,
+    pair_example,
 )
+from cai.stages.preference_pairs import Half
 from cai.stages.training import ADAPTER, detached, reported, save, training_identity
 from cai.training_config import PreferenceModelConfig
-from cai.types import Comparison, PreferencePair, PreferencePrediction, Response
+from cai.types import PreferencePair, PreferencePrediction, Response
 
 VALIDATION = "validation.jsonl"
-SETTING = "phase.preference_model"
 
 
 def _name(first: str, member: int) -> str:
@@ -99,7 +97,7 @@ class PreferenceModel:
         """Which pairs were learned from as far as `max_length` decides it."""
         base = context.models.base(self.model)
         reader = _reader(context, base, self.config, self.principles)
-        lengths = [_example(context, reader, pair).length for pair in pairs]
+        lengths = [pair_example(context, reader, pair).length for pair in pairs]
         return [length <= self.config.max_length for length in lengths]
 
     def _folder(self, member: int) -> Path:
@@ -160,109 +158,20 @@ def _reader(
     return Reader(base=base, criteria=criteria)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pairs:
-    """What is learned from and what is held out."""
-
-    examples: list[PairExample]
-    num_ai: int
-    num_human: int
-    held_out: list[Comparison]
-
-    @property
-    def num_dropped(self) -> int:
-        """Pairs longer than `max_length`."""
-        return self.num_ai + self.num_human - len(self.examples)
-
-
-def _examples(
-    context: RunContext, reader: Reader, pairs: Sequence[PreferencePair], *, max_length: int
-) -> list[PairExample]:
-    """Pairs as the preference model reads them, without those that are too long."""
-    examples = [_example(context, reader, pair) for pair in pairs]
-    return [example for example in examples if example.length <= max_length]
-
-
-def _example(context: RunContext, reader: Reader, pair: PreferencePair) -> PairExample:
-    encode = reader.base.encoder.response_ids
-    principle = _principle(context, pair) if reader.criteria else None
-    return PairExample(
-        prompt_ids=tuple(reader.prompt_ids(pair.messages, principle)),
-        response_a_ids=tuple(encode(pair.response_a)),
-        response_b_ids=tuple(encode(pair.response_b)),
-        prob_a=pair.prob_a,
-        weight=pair.weight,
-    )
-
-
-def _principle(context: RunContext, pair: PreferencePair) -> Principle:
-    """What a pair is labelled under; people's labels name none."""
-    if not pair.principle_ids:
-        return GENERAL_PRINCIPLE
-    return context.constitution.find(pair.principle_ids[0])
-
-
-def _ai_pairs(
-    comparisons: Sequence[Comparison], config: PreferenceModelConfig
-) -> list[PreferencePair]:
-    of = ai_pairs if config.condition is Condition.none else principle_pairs
-    return of(comparisons)
-
-
-def _load_pairs(
-    context: RunContext,
-    reader: Reader,
-    config: PreferenceModelConfig,
-    *,
-    comparisons: Sequence[Comparison],
-    human: ComparisonSourceConfig,
-    half: Half | None,
-) -> _Pairs:
-    held_out = validation_prompts(
-        comparisons, frac=config.validation_frac, seed=derive_seed(context.seed, "pm")
-    )
-    ai = _ai_pairs([c for c in comparisons if c.prompt.id not in held_out], config)
-    humans = data.load_comparisons(human)
-    if half is not None:
-        own = half_of(
-            [p.messages for p in ai], [p.messages for p in humans], half=half, seed=context.seed
-        )
-        ai = [pair for pair in ai if pair.messages in own]
-        humans = [pair for pair in humans if pair.messages in own]
-    kept = [
-        _examples(context, reader, pairs, max_length=config.max_length) for pairs in (ai, humans)
-    ]
-    examples = mixed(kept[0], kept[1], human_frac=config.human_frac, setting=SETTING)
-    if not any(example.weight for example in examples):
-        whose = f"preference_model: none of {len(comparisons)} comparisons"
-        if half is not None:
-            whose += f" on the {half} side (phase.gold=true splits them in half by prompt)"
-        raise UserError(
-            f"{whose} has a label to learn from. See the counts of the stage comparisons; other "
-            "seeds or longer phase.pairs.sampling.max_new_tokens give other pairs"
-        )
-    return _Pairs(
-        examples=examples,
-        num_ai=len(ai),
-        num_human=len(humans),
-        held_out=[c for c in comparisons if c.prompt.id in held_out],
-    )
-
-
 def _train_member(
     context: RunContext,
     tuned: Tuned,
-    pairs: _Pairs,
+    pairs: LearnedPairs,
     *,
     member: int,
-    half: Half | None,
+    stage: str,
     model: ModelConfig,
     config: PreferenceModelConfig,
     work: Work,
     on_step: Callable[[int, dict[str, float]], None],
 ) -> ScoreHead:
     """Add and train one member; its head, not calibrated yet."""
-    seed = _seed(context, half, member)
+    seed = _seed(context, stage, member)
     if member > 0:  # the first one is there
         adapters.add(tuned, model.trained, _name(PREFERENCE, member), seed)
     hidden_size = tuned.get_base_model().config.get_text_config().hidden_size
@@ -279,28 +188,30 @@ def _train_member(
         hardware=context.hardware,
         work_dir=work.scratch / _name("checkpoints", member),
         on_step=lambda step, metrics: on_step(done + step, metrics),
-        stage=_stage(half),
+        stage=stage,
     )
     return head
 
 
-def _stage(half: Half | None) -> str:
+def _stage(labels: Labels, half: Half | None) -> str:
+    if isinstance(labels, PeopleLabels):
+        return "rlhf_preference_model"
     return "gold_preference_model" if half is Half.gold else "preference_model"
 
 
-def _seed(context: RunContext, half: Half | None, member: int) -> int:
+def _seed(context: RunContext, stage: str, member: int) -> int:
     """The two halves' models start apart, so that what they share is what the labels say."""
     names = () if member == 0 else (member,)
-    return derive_seed(context.seed, _stage(half), *names)
+    return derive_seed(context.seed, stage, *names)
 
 
-def _num_steps(pairs: _Pairs, config: PreferenceModelConfig) -> int:
+def _num_steps(pairs: LearnedPairs, config: PreferenceModelConfig) -> int:
     """Optimizer steps of one member."""
     return -(-len(pairs.examples) // config.batch_size) * config.num_epochs
 
 
 def _calibrate(scorer: Scorer, responses: Sequence[Response]) -> int:
-    """Give every member mean 0 and standard deviation 1 on SL-CAI samples; how many there were.
+    """Give every member mean 0 and standard deviation 1 on the samples; how many there were.
 
     The first pair of every prompt: enough for a mean and a deviation, at half the cost.
     """
@@ -309,8 +220,8 @@ def _calibrate(scorer: Scorer, responses: Sequence[Response]) -> int:
     scores = [found for found in scorer.by_member(rows) if found is not None]
     if not scores:
         raise UserError(
-            "preference_model: no SL-CAI sample fits the context of its base, so its scores have "
-            "no scale. Type a larger max_context for the model"
+            "preference_model: no sample fits the context of its base, so its scores have no "
+            "scale. Type a larger max_context for the model"
         )
     for member, own in zip(scorer.members, zip(*scores, strict=True), strict=True):
         member.head.calibrate(list(own))
@@ -355,9 +266,8 @@ def preference_model(
     model: ModelConfig,
     config: PreferenceModelConfig,
     principles: PrincipleSampling,
-    comparisons: Artifact,
+    labels: Labels,
     pairs: Artifact,
-    human: ComparisonSourceConfig,
     num: int,
     half: Half | None,
 ) -> PreferenceModel:
@@ -368,21 +278,20 @@ def preference_model(
         model: Its base.
         config: Everything about its training.
         principles: How principles are drawn where it reads some and none is given.
-        comparisons: `Comparison` records.
-        pairs: SL-CAI samples that its scores are put on a scale with.
-        human: Comparisons by people.
-        num: AI comparisons, for a plan.
+        labels: What it learns from.
+        pairs: Samples of the policy that PPO starts from; they put its scores on a scale.
+        num: Comparisons, for a plan.
         half: What it learns from; None: everything that is not held out.
     """
+    name = _stage(labels, half)
 
     def run(work: Work) -> None:
         base = context.models.base(model)
         reader = _reader(context, base, config, principles)
-        compared = comparisons.records(Comparison)
-        learned = _load_pairs(context, reader, config, comparisons=compared, human=human, half=half)
+        learned = load_pairs(context, reader, config, labels=labels, half=half)
         steps = _num_steps(learned, config) * config.num_members
         tuned = adapters.attach(
-            base.model, model.trained, adapter=PREFERENCE, seed=_seed(context, half, 0)
+            base.model, model.trained, adapter=PREFERENCE, seed=_seed(context, name, 0)
         )
         with (
             detached(tuned),
@@ -394,7 +303,7 @@ def preference_model(
                     tuned,
                     learned,
                     member=member,
-                    half=half,
+                    stage=name,
                     model=model,
                     config=config,
                     work=work,
@@ -406,26 +315,27 @@ def preference_model(
             num_calibrated = _calibrate(scorer, pairs.records(Response))
             for number, member in enumerate(scorer.members):
                 save(base, tuned, member.adapter, work, member.head, name=_name(ADAPTER, number))
-            named = [
-                (c.prompt.id, pair) for c in learned.held_out for pair in _ai_pairs([c], config)
-            ]
-            validation = scored_pairs(scorer, [p for _, p in named], [name for name, _ in named])
+            validation = scored_pairs(
+                scorer, [p for _, p in learned.held_out], [prompt for prompt, _ in learned.held_out]
+            )
             work.write_records(validation, VALIDATION)
         work.counts = {
             "pairs": len(learned.examples),
             "ai": learned.num_ai,
             "human": learned.num_human,
             "dropped_too_long": learned.num_dropped,
-            "held_out": len(named),
-            "held_out_too_long": len(named) - len(validation),
+            "held_out": len(learned.held_out),
+            "held_out_too_long": len(learned.held_out) - len(validation),
             "calibrated_on": num_calibrated,
             "steps": steps,
         }
 
-    identity = training_identity(model) | {
-        "human": dataclasses.asdict(human),
-        "human_data": data.source_digest(human, setting="data.human_comparisons"),
-    }
+    identity = training_identity(model)
+    if isinstance(labels, AILabels):
+        identity |= {
+            "human": dataclasses.asdict(labels.human),
+            "human_data": data.source_digest(labels.human, setting="data.human_comparisons"),
+        }
     if half is not None:
         identity["half"] = str(half)
     if config.condition is Condition.principle:
@@ -438,10 +348,10 @@ def preference_model(
     del section["combine"]  # what is made of the members' scores is up to those who use them
     artifact = context.run(
         Stage(
-            name=_stage(half),
+            name=name,
             version=4,
             config=section,
-            inputs={"comparisons": comparisons, "pairs": pairs},
+            inputs={"comparisons": labels.comparisons, "pairs": pairs},
             identity=identity,
             expect={"pairs": num * config.num_epochs * config.num_members},
             run=run,

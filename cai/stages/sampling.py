@@ -1,9 +1,10 @@
 """Stages that draw prompts and sample responses to them.
 
-`prompts` draws what the run works on; `drafts` and `helpfulness` sample the base on training
-prompts (Bai et al. 2022, sec. 3.1), `pairs` samples the SL-CAI policy (sec. 4.1), `responses`
-samples any policy on held-out prompts, `audit_pairs` the base on prompts of every kind. Every row
-has its own random stream, derived from the seed, the stage, the prompt and the row's number.
+`prompts` draws what the run works on; `drafts` and `helpfulness` sample the base, or the policy
+that phase 1 begins with, on training prompts (Bai et al. 2022, sec. 3.1), `pairs` the SL-CAI policy
+(sec. 4.1), `samples` any policy on training prompts and `responses` on held-out ones, `audit_pairs`
+the base on prompts of every kind. Every row has its own random stream, derived from the seed, the
+stage, the prompt and the row's number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cai.critique import to_sample
 from cai.model_config import ModelConfig
 from cai.models import role_key
 from cai.seeds import derive_seed
+from cai.stages.start import Start
 from cai.types import Prompt, PromptKind, Response, Sample, Split
 
 TRAIN = "train.jsonl"
@@ -190,15 +192,21 @@ def training_prompts(source: Artifact, kind: PromptKind) -> list[Prompt]:
 
 
 def drafts(
-    context: RunContext, *, model: ModelConfig, config: SamplingConfig, source: Artifact, num: int
+    context: RunContext,
+    *,
+    model: ModelConfig,
+    start: Start | None,
+    config: SamplingConfig,
+    source: Artifact,
+    num: int,
 ) -> Artifact:
-    """The base model's first responses to red-team prompts."""
+    """First responses to red-team prompts, by the base or the policy that phase 1 begins with."""
     return _sampling_stage(
         context,
         name="drafts",
-        policy="base",
+        policy=start.name if start else "base",
         model=model,
-        adapter=None,
+        adapter=start.adapter if start else None,
         config=config,
         source=source,
         choose=lambda: training_prompts(source, PromptKind.red_team),
@@ -210,17 +218,18 @@ def helpfulness(
     context: RunContext,
     *,
     model: ModelConfig,
+    start: Start | None,
     config: HelpfulnessConfig,
     source: Artifact,
     num: int,
 ) -> Artifact:
-    """The base model's responses to helpfulness prompts, mixed into the fine-tune."""
+    """The same policy's responses to helpfulness prompts, mixed into the fine-tune."""
     return _sampling_stage(
         context,
         name="helpfulness",
-        policy="base",
+        policy=start.name if start else "base",
         model=model,
-        adapter=None,
+        adapter=start.adapter if start else None,
         config=config.sampling,
         source=source,
         choose=lambda: training_prompts(source, PromptKind.helpfulness),
@@ -250,6 +259,30 @@ def pairs(
         choose=lambda: training_prompts(source, PromptKind.red_team),
         num_prompts=num,
         per_prompt=2 * config.pairs_per_prompt,
+    )
+
+
+def samples(
+    context: RunContext,
+    *,
+    policy: Start,
+    model: ModelConfig,
+    config: SamplingConfig,
+    source: Artifact,
+    num: int,
+    name: str = "samples",
+) -> Artifact:
+    """A policy's responses to all training prompts, one each."""
+    return _sampling_stage(
+        context,
+        name=name,
+        policy=policy.name,
+        model=model,
+        adapter=policy.adapter,
+        config=config,
+        source=source,
+        choose=lambda: source.records(Prompt, TRAIN),
+        num_prompts=num,
     )
 
 

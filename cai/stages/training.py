@@ -15,8 +15,11 @@ from cai import adapters, training
 from cai.artifacts import Artifact, Work
 from cai.checkpoints import newest, step_of
 from cai.choices import RevisionsUsed
+from cai.compliance.classify import RULES_VERSION
+from cai.compliance.declared import DeclaredCompliance
+from cai.constitution import Constitution
 from cai.context import Curve, RunContext, Stage
-from cai.errors import UserError
+from cai.errors import ConfigError, UserError
 from cai.full_weights import Tuned
 from cai.heads import ScoreHead
 from cai.loaders import SFTExample
@@ -91,28 +94,87 @@ def training_identity(model: ModelConfig) -> dict[str, Any]:
     return {"model": role_key(model)} | adapter
 
 
+def begun(base: BaseModel, model: ModelConfig, start: Artifact | None, *, seed: int) -> Tuned:
+    """The base with the policy that is to learn: a new one, or a copy of a trained one."""
+    if start is None:
+        return adapters.attach(base.model, model.trained, adapter=POLICY, seed=seed)
+    folder = start.verified_folder() / ADAPTER
+    return adapters.load(base.model, folder, adapter=POLICY, base_sha256=base.sha256)
+
+
 def response_ids(base: BaseModel, text: str, *, finished: bool) -> tuple[int, ...]:
     """A response to learn; one that was cut is not taught to end where it was cut."""
     return tuple(base.encoder.response_ids(text) if finished else base.encoder.text_ids(text))
 
 
 def revision_examples(
-    base: BaseModel, chains: Sequence[RevisionChain], *, used: RevisionsUsed
+    base: BaseModel,
+    chains: Sequence[RevisionChain],
+    *,
+    used: RevisionsUsed,
+    declared: DeclaredCompliance | None = None,
 ) -> list[SFTExample]:
-    """Accepted revisions as examples: of all steps, or the last one of each chain.
+    """Accepted revisions as examples: of all steps, or one text of each chain.
 
     What the paper calls "all revisional steps" (sec. 3.1), less those that `cai.acceptance` keeps
     out; a revision that repeats the response is one of them.
+
+    Args:
+        base: Whose tokens they become.
+        chains: Drafts and their revisions.
+        used: Which texts.
+        declared: The constitution's values of compliance, for `best_compliance`.
     """
     examples = []
     for chain in chains:
         prompt_ids = tuple(base.prompt_ids(chain.prompt.messages))
-        steps = [step for step in chain.steps if step.outcome.accepted]
-        for step in steps if used is RevisionsUsed.all else steps[-1:]:
-            finished = step.revision is not None and step.revision.finished
-            learned = response_ids(base, step.response, finished=finished)
+        for text, finished in _learned(chain, used, declared):
+            learned = response_ids(base, text, finished=finished)
             examples.append(SFTExample(prompt_ids=prompt_ids, response_ids=learned))
     return examples
+
+
+def _learned(
+    chain: RevisionChain, used: RevisionsUsed, declared: DeclaredCompliance | None
+) -> list[tuple[str, bool]]:
+    """Texts of a chain that are learned, and whether the model ended them."""
+    revised = [
+        (step.response, step.revision is not None and step.revision.finished)
+        for step in chain.steps
+        if step.outcome.accepted
+    ]
+    match used:
+        case RevisionsUsed.all:
+            return revised
+        case RevisionsUsed.final:
+            return revised[-1:]
+        case RevisionsUsed.best_compliance:
+            assert declared is not None, "call `check_revisions_used`"
+            draft = (chain.draft.text, chain.draft.finished)
+            texts = [draft, *revised] if chain.draft.text else revised
+            values = [declared.value_of(chain.prompt, text) for text, _ in texts]
+            best = max(range(len(texts)), key=lambda place: (values[place], place), default=None)
+            return [] if best is None else [texts[best]]
+
+
+def _choice_identity(config: SLPolicyConfig) -> dict[str, Any]:
+    """The rules that told classes, where texts were chosen by them; values are the revisions'."""
+    chosen = config.revisions is RevisionsUsed.best_compliance
+    return {"compliance_rules": RULES_VERSION} if chosen else {}
+
+
+def check_revisions_used(config: SLPolicyConfig, document: Constitution) -> None:
+    """Refuse to choose revisions by values that nobody declares.
+
+    Raises:
+        ConfigError: with what to type instead.
+    """
+    if config.revisions is RevisionsUsed.best_compliance and document.compliance is None:
+        raise ConfigError(
+            f"phase.sl_policy.revisions=best_compliance: {document.name} does not say what ways of "
+            "answering are worth; give it a section `compliance` (harmlessness_first has one), or "
+            "type phase.sl_policy.revisions=all"
+        )
 
 
 def _helpful_examples(base: BaseModel, responses: Sequence[Response]) -> list[SFTExample]:
@@ -133,16 +195,22 @@ def sl_policy(
     *,
     model: ModelConfig,
     config: SLPolicyConfig,
+    start: Artifact | None,
     revisions: Artifact,
     helpfulness: Artifact,
     num: int,
 ) -> Artifact:
-    """The SL-CAI policy: fine-tuned on revisions mixed with helpfulness samples (sec. 3.1)."""
+    """The SL-CAI policy: fine-tuned on revisions mixed with helpfulness samples (sec. 3.1).
+
+    With a `start` that policy's own adapter, or weights, go on learning.
+    """
 
     def run(work: Work) -> None:
         base = context.models.base(model)
         chains = revisions.records(RevisionChain)
-        revised = revision_examples(base, chains, used=config.revisions)
+        revised = revision_examples(
+            base, chains, used=config.revisions, declared=context.constitution.compliance
+        )
         helpful = _helpful_examples(base, helpfulness.records(Response))
         examples = [e for e in revised + helpful if e.length <= config.max_length]
         if not examples:
@@ -153,7 +221,7 @@ def sl_policy(
             )
         seed = derive_seed(context.seed, "sl_policy")
         steps = -(-len(examples) // config.batch_size) * config.num_epochs
-        tuned = adapters.attach(base.model, model.trained, adapter=POLICY, seed=seed)
+        tuned = begun(base, model, start, seed=seed)
         with (
             detached(tuned),
             reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
@@ -184,8 +252,9 @@ def sl_policy(
             name="sl_policy",
             version=3,
             config=config,
-            inputs={"revisions": revisions, "helpfulness": helpfulness},
-            identity=training_identity(model),
+            inputs={"revisions": revisions, "helpfulness": helpfulness}
+            | ({"start": start} if start else {}),
+            identity=training_identity(model) | _choice_identity(config),
             expect={"examples": num * config.num_epochs},
             run=run,
         )

@@ -12,9 +12,9 @@ from cai.choices import Condition
 from cai.config import TraceConfig
 from cai.job import PROGRAM
 from cai.seeds import derive_seed
-from cai.stages.policy import ROLLOUTS
 from cai.stages.preference_pairs import Half, half_of, validation_prompts
 from cai.stages.prompt_embeddings import vectors
+from cai.stages.rewards import ROLLOUTS
 from cai.stages.sampling import EVALUATION, TRAIN
 from cai.trace.nearness import centred_cosines, lexical_cosines, prompt_text
 from cai.trace.story import (

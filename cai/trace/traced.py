@@ -74,14 +74,14 @@ def open_run(run: str | None, *, output_dir: Path) -> TracedRun:
         names = [str(path) for path in _runs(output_dir)]
         hint = did_you_mean(str(folder), names)
         raise UserError(f"run={run}: no such folder.{hint}{_known(output_dir)}")
-    config = _config(folder)
+    config = run_config(folder)
     phase = str(config["phase"]["name"])
     if phase not in STAGES:
         raise UserError(
-            f"run={run} is a run of phase={phase}, which learns from no comparison; a trace is of "
-            "phase=rlaif or phase=dpo"
+            f"run={run} is a run of phase={phase}; a trace is of phase=rlaif or phase=dpo, whose "
+            "policies learn from AI comparisons alone"
         )
-    manifest = _manifest(folder)
+    manifest = run_manifest(folder)
     artifacts = _artifacts(folder, manifest, STAGES[phase])
     return TracedRun(
         folder=folder,
@@ -107,7 +107,12 @@ def _known(output_dir: Path) -> str:
     return "\n  Newest runs: " + ", ".join(map(str, found))
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def run_config(folder: Path) -> dict[str, Any]:
+    """What a run was set to.
+
+    Raises:
+        UserError: when the folder is no run's, or its config cannot be read.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={folder} is no run folder: it has no config.yaml")
@@ -120,7 +125,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def run_manifest(folder: Path) -> dict[str, Any]:
+    """What a run made.
+
+    Raises:
+        UserError: when it was not finished, or the file is damaged.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(
@@ -148,12 +158,23 @@ def _artifacts(
                 f"missing. {again}"
             )
     return {
-        stage: tuple(_found(folder, stage, one, again) for one in digests.get(stage, ()))
+        stage: tuple(artifact_above(folder, stage, one, again) for one in digests.get(stage, ()))
         for stage in (*stages, SCORES)
     }
 
 
-def _found(folder: Path, stage: str, digest: str, again: str) -> Artifact:
+def artifact_above(folder: Path, stage: str, digest: str, again: str) -> Artifact:
+    """An artifact of a run, in the store of a folder above it.
+
+    Args:
+        folder: The run's.
+        stage: Its name.
+        digest: The artifact's.
+        again: What to do where it is gone, for the message.
+
+    Raises:
+        UserError: when it is gone.
+    """
     for parent in folder.resolve().parents:
         artifact = Artifact(stage=stage, digest=digest, folder=parent / "store" / stage / digest)
         if artifact.complete:

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cai import account, constitution, embedded, paths, session
+from cai import account, embedded, session
 from cai.artifacts import Store, write_atomically, write_document
 from cai.choices import ModelSource
 from cai.config import Config, TraceConfig
@@ -28,6 +28,7 @@ from cai.model_config import ModelConfig
 from cai.models import dtype_of, identity
 from cai.phases import trace as phase
 from cai.plan import plan_text
+from cai.principle_subset import chosen_document
 from cai.report import write_report
 from cai.story import Headline, RunStory, sample_anchor
 from cai.trace.record import FILE, trace_metrics, trace_record, trace_tables
@@ -129,7 +130,7 @@ def base_of(run: TracedRun) -> ModelConfig:
 
 def _context(config: Config, job: Job, run: TracedRun, tracker: Tracker) -> RunContext:
     """The traced run's own store and seed; its document may have changed, and nothing reads one."""
-    document = constitution.load(config.constitution.document, folder=paths.CONSTITUTIONS)
+    document = chosen_document(config.constitution)
     context = session.open_context(config, job, document, tracker)
     return dataclasses.replace(context, store=Store(root=run.store), seed=int(run.manifest["seed"]))
 

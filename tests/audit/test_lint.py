@@ -220,6 +220,7 @@ def test_the_planted_defects_cover_the_codes_of_documents() -> None:
     elsewhere = {
         "C001", "C002", "C003",  # waivers: test_findings.py
         "C004", "C101", "C105", "C306", "C402", "C404", "C502", "C505",  # of the whole document
+        "C601", "C602", "C603",  # values of compliance: tests/compliance/test_declared.py
     }  # fmt: skip
     assert {planted.code for planted in PLANTED.values()} == set(CODES) - elsewhere
 

@@ -322,6 +322,7 @@ def model_config(path: Path, name: str = "m") -> ModelConfig:
         source=ModelSource.path,
         path=str(path),
         revision=None,
+        start=None,
         max_context=100,
         system_prompt=None,
         adapter=Adapter.lora,
@@ -392,7 +393,8 @@ def test_members_are_whole_feedback_sections(compose_feedback) -> None:
     config = compose_feedback()
     assert isinstance(config, EnsembleConfig)
     assert list(config.members) == ["first", "second", "third"]
-    for option in set(options("feedback")) - {"ensemble", "endpoint"}:  # no model of their own
+    without_a_model = {"ensemble", "endpoint", "random"}
+    for option in set(options("feedback")) - without_a_model:
         changed = compose_feedback(
             f"feedback@feedback.members.third={option}",
             "model@feedback.members.third.model=qwen3_4b",

@@ -27,7 +27,7 @@ SCORE = "eval/rl_cai/red_team/score"
 def told(folder: Path, *metrics: str) -> CompareStory:
     found = find_runs([str(folder)], output_dir=folder)
     settings = CompareConfig(
-        name="compare", metrics=list(metrics or ["eval/*"]), num_resamples=2000
+        name="compare", metrics=list(metrics or ["eval/*"]), num_resamples=2000, scatter=None
     )
     return compare.run(settings, compare.Inputs(found=found, seed=0))
 

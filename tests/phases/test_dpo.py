@@ -12,7 +12,7 @@ from cai.stages.dpo import labelled_pairs
 from cai.stages.preference_model import VALIDATION
 from cai.stages.preference_pairs import validation_prompts
 from cai.types import Comparison, PreferencePrediction, Response, parse_lines
-from tests.runs import Finished, artifact_bytes, run, tiny_arguments
+from tests.runs import Finished, artifact_bytes, run, stage_lines, tiny_arguments
 
 SHARED = [
     "prompts",
@@ -171,7 +171,7 @@ def test_a_plan_says_what_is_reused_and_runs_nothing(whole: Finished, tiny_folde
     before = artifact_bytes(whole.folder)
     plan = run(whole.folder, *tiny_arguments(tiny_folder, "dpo"), "phase.dpo.beta=0.5", "plan=true")
     assert plan.code == 0, plan.output
-    lines = {line.split()[0]: line for line in plan.output.splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in stage_lines(plan.output)}
     assert "reuse" in lines["comparisons"]
     assert "compute" in lines["dpo_policy"]
     assert "12 pairs" in lines["dpo_policy"]

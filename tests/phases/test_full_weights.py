@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from cai import export
-from tests.runs import Finished, artifact_bytes, run, tiny_arguments
+from tests.runs import Finished, artifact_bytes, run, stage_lines, tiny_arguments
 
 TRAINED = ("sl_policy", "preference_model", "policy")
 
@@ -47,7 +47,7 @@ def test_adapters_and_all_weights_share_what_neither_changes(
 ) -> None:
     planned = run(whole.folder, *tiny_arguments(tiny_folder), "plan=true")
     assert planned.code == 0, planned.output
-    lines = {line.split()[0]: line for line in planned.output.splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in stage_lines(planned.output)}
     for stage in ("prompts", "drafts", "revisions", "helpfulness"):
         assert " reuse " in lines[stage]
     for stage in TRAINED:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai.matrix.record import SCHEMA, SCHEMA_VERSION
 from cai.types import PolicyComparison, parse_lines
-from tests.runs import Finished, artifact_bytes, run, tiny_arguments
+from tests.runs import Finished, artifact_bytes, run, stage_lines, tiny_arguments
 
 SEEDS = "phase.seeds=[0,1,2]"
 TRAINED = ("sl_policy", "comparisons", "preference_model", "policy")
@@ -210,13 +210,13 @@ def test_a_matrix_shares_with_runs_and_another_constitution_costs_its_own_part(
 ) -> None:
     alone = run(whole.folder, *tiny_arguments(tiny_folder, "rlaif"), "seed=2", "plan=true")
     assert alone.code == 0, alone.output
-    lines = {line.split()[0]: line for line in alone.output.splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in stage_lines(alone.output)}
     for stage in TRAINED:
         assert "reuse" in lines[stage], stage
     named = "phase.constitutions=[medical,none,inverted]"
     plan = matrix(whole.folder, tiny_folder, SEEDS, named, "plan=true")
     assert plan.code == 0, plan.output
-    rows = {line.split()[0]: line.split()[1:] for line in plan.output.splitlines() if line.strip()}
+    rows = {line.split()[0]: line.split()[1:] for line in stage_lines(plan.output)}
     # asked for, different, reuse, compute
     assert rows["prompts"][1:4] == ["3", "3", "0"]
     assert rows["policy"][:4] == ["9", "9", "6", "3"]

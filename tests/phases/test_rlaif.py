@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from cai.types import Comparison, RevisionChain, parse_lines
-from tests.runs import Finished, artifact_bytes, run, tiny_arguments
+from tests.runs import Finished, artifact_bytes, run, stage_lines, tiny_arguments
 
 STAGES = [
     "prompts",
@@ -191,7 +191,7 @@ def test_a_plan_says_what_is_reused_and_runs_nothing(
     before = artifact_bytes(whole.folder)
     plan = run(whole.folder, *tiny_arguments(tiny_folder), "phase.ppo.kl_coef=0.7", "plan=true")
     assert plan.code == 0, plan.output
-    lines = {line.split()[0]: line for line in plan.output.splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in stage_lines(plan.output)}
     assert "reuse" in lines["preference_model"]
     assert "compute" in lines["policy"]
     assert "2 rounds" in lines["policy"]

@@ -320,6 +320,6 @@ def test_a_phase_without_comparisons_and_another_base_are_refused(
     path.write_text(text.replace(f"  path: {place}", f"  path: {other_folder}", 1))
     refused(copy, "has other weights now", f"run={run_dir}", f"example={prompt_id}")
     path.write_text(text.replace("name: rlaif", "name: sl_cai"))
-    refused(copy, "learns from no comparison", f"run={run_dir}", "example=x")
+    refused(copy, "whose policies learn from AI comparisons alone", f"run={run_dir}", "example=x")
     path.write_text("phase: [")
     refused(copy, "config.yaml: cannot be read", f"run={run_dir}", "example=x")

@@ -31,6 +31,7 @@ def local(folder: Path) -> ModelConfig:
         source=ModelSource.path,
         path=str(folder),
         revision=None,
+        start=None,
         max_context=500,
         system_prompt=None,
         adapter=Adapter.lora,

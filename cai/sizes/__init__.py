@@ -1,0 +1,1 @@
+"""Memory, tokens and time of a run before anything is loaded: predictions from shapes."""
