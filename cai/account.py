@@ -158,6 +158,8 @@ def tell(
     metrics = _metrics(story)
     policies = list(records.likelihoods)
     target = f"eval/{policies[-1]}/likelihood_accuracy" if policies else "feedback/accuracy"
+    if isinstance(outputs, critique_model.Outputs):
+        target = "critic/vs_base"
     return Account(
         story=story,
         metrics=metrics,
@@ -294,14 +296,18 @@ FEEDBACK_LIMITS = (
 )
 
 
+def _people_limits(outputs: rlhf.Outputs | hybrid.Outputs) -> tuple[str, ...]:
+    return PEOPLE_LIMITS if outputs.people.begun.name == "sft" else PEOPLE_LIMITS[:1]
+
+
 def _limits(outputs: Outputs) -> tuple[str, ...]:
     match outputs:
         case evaluate.Outputs():
             return FEEDBACK_LIMITS
         case rlhf.Outputs():
-            return (TRAINING_LIMITS[0], *TRAINING_LIMITS[2:], *PPO_LIMITS, *PEOPLE_LIMITS)
+            return (TRAINING_LIMITS[0], *TRAINING_LIMITS[2:], *PPO_LIMITS, *_people_limits(outputs))
         case hybrid.Outputs():
-            return TRAINING_LIMITS + PPO_LIMITS + PEOPLE_LIMITS
+            return TRAINING_LIMITS + PPO_LIMITS + _people_limits(outputs)
         case rlaif.Outputs():
             return TRAINING_LIMITS + PPO_LIMITS
         case dpo.Outputs():
@@ -318,7 +324,7 @@ def _can_show(outputs: Outputs) -> tuple[str, ...]:
     found = ["That every step ran, with its texts, draws, labels and log-probabilities kept."]
     if outputs.feedback is not None:
         found.append(f"How good the feedback's labels are, on {outputs.feedback.labelled.source}.")
-    if not isinstance(outputs, evaluate.Outputs):
+    if not isinstance(outputs, evaluate.Outputs | critique_model.Outputs):
         found.append("What changed between the policies on held-out prompts.")
     return tuple(found)
 

@@ -116,5 +116,7 @@ def direct_ppo(config: Config, outputs: Outputs, counts: Counts) -> PPOStory | N
     if isinstance(outputs, critique_rl.Outputs):
         if phase.reward is RewardKind.score:
             note = "Mean over the round's rollouts of the feedback's value of one response."
-        return ppo_of(phase.ppo, outputs.policy, counts, reference="SL-CAI", unit="nats", note=note)
+        marks = phase.reward is RewardKind.score and config.feedback.method == "score"
+        unit = "marks, 0 to 10" if marks else "nats"
+        return ppo_of(phase.ppo, outputs.policy, counts, reference="SL-CAI", unit=unit, note=note)
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cai.artifacts import Artifact
 from cai.errors import UserError
+from cai.locks import held
 from cai.stages.training import ADAPTER
 
 FOLDER = "adapters"
@@ -31,11 +32,14 @@ def leave_critic(critic: Artifact, name: str, *, output_dir: Path, run_dir: Path
     for parent in (run_dir, output_dir):
         target = parent / FOLDER / name
         part = target.with_name(f".{name}.part")
+        lock = target.with_name(f".{name}.lock")
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(source, part)
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with held(lock, name=f"{FOLDER}/{name}", work=part):
+                shutil.rmtree(part, ignore_errors=True)
+                shutil.copytree(source, part)
+                shutil.rmtree(target, ignore_errors=True)
+                part.rename(target)
         except OSError as error:
             raise UserError(
                 f"Cannot write {target}: {error.strerror}. The critic is in the store: "

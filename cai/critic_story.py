@@ -270,7 +270,7 @@ def critic_metrics(story: CriticStory | None) -> Iterator[tuple[str, Estimate | 
     if story is None:
         return
     yield "critic/num_items", float(story.num_items)
-    yield "critic/majority_accuracy", story.majority
+    yield "critic/majority_accuracy", None if math.isnan(story.majority) else story.majority
     for row in story.rows:
         group = f"critic/{row.name}"
         yield f"{group}/valid", row.valid
@@ -310,7 +310,8 @@ def critic_lines(story: CriticStory | None) -> Iterator[tuple[str, Estimate | No
     for row in (story.rows[0], story.rows[-1]):
         who = "the base" if row.name == "base" else f"the {row.name}"
         yield f"Valid critiques, {who}", row.valid, ""
-        yield f"Right verdicts, {who}", row.right, f"commoner verdict {story.majority:.2f}"
+        told = "" if math.isnan(story.majority) else f"commoner verdict {story.majority:.2f}"
+        yield f"Right verdicts, {who}", row.right, told
     yield "Trusted critiques, nats per token: critic - base", story.loss_change, "lower is better"
     for judged in story.judged:
         who = f"judge: {judged.judge}" + ("; circular" if judged.circular else "")

@@ -204,7 +204,7 @@ def read_labels(path: str) -> LabelFile:
         ) from error
     labels: dict[str, EdgeLabel] = {}
     lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         name, label = _row(line, f"{path}:{number}")

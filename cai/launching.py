@@ -117,8 +117,9 @@ def _num_threads(launcher: Launcher, settings: Any) -> int | None:
     """Threads of one run where several may share a machine."""
     if launcher is Launcher.basic:
         return None
-    if "OMP_NUM_THREADS" in os.environ:  # a person's word, or the share that joblib and Ray give
-        return int(os.environ["OMP_NUM_THREADS"])
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isdecimal() and int(asked):  # a person's word, or the share that joblib and Ray give
+        return int(asked)
     if launcher is Launcher.submitit_slurm:
         return settings.cpus_per_task
     return settings.cpus_per_task or 1 if launcher is Launcher.submitit_local else 1

@@ -47,7 +47,7 @@ def held(path: Path, *, name: str, work: Path) -> Iterator[None]:
     Raises:
         UserError: The file system cannot be written, or has no locks.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # an existence lock would outlive its owner
     try:
         try:
             lock.acquire(blocking=False)

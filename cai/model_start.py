@@ -68,7 +68,10 @@ def model_start(name: str, start: str, *, base_id: str, base_sha256: str) -> Mod
         if (folder / HEAD_FILE).is_file():
             raise UserError("it has a head for scores: it is a preference model")
         if probed:
-            _check_identity(_json(folder / IDENTITY_FILE), base_sha256)
+            saved = _json(folder / IDENTITY_FILE)
+            if "probe" not in saved:
+                raise UserError("it is an exported model; name the run or its artifact")
+            _check_identity(saved, base_sha256)
         else:
             _check_peft(_json(folder / CONFIG_FILE), base_id)
     except UserError as error:

@@ -134,10 +134,10 @@ def check_members(models: Mapping[str, ModelConfig], config: RevisionsConfig) ->
     )
     for name in names:
         check(
-            _NAME.fullmatch(name) is not None and name != UNCHANGED,
+            _NAME.fullmatch(name) is not None and name not in (UNCHANGED, "feedback"),
             f"critique_models.{name} is no name for a member: it must be a letter, then letters, "
-            f"digits and _, all small, and not {UNCHANGED}, which is what a vote calls the "
-            "response as it was",
+            f"digits and _, all small, and not {UNCHANGED} or feedback, which a vote calls the "
+            "response as it was and the run's feedback",
         )
     voting = config.vote is not RevisionVote.none
     check(
@@ -151,8 +151,9 @@ def check_members(models: Mapping[str, ModelConfig], config: RevisionsConfig) ->
         "type phase.revisions.vote=feedback, or phase.revisions.vote=members",
     )
     seen: dict[tuple[object, ...], str] = {}
+    systems = reviewer_systems(models)
     for name, model in models.items():
-        other = seen.setdefault(_substance(model), name)
+        other = seen.setdefault((*_substance(model), systems[name] or None), name)
         check(
             other == name,
             f"critique_models.{other} and critique_models.{name} are one and the same critique "
@@ -191,5 +192,5 @@ def in_order(models: Mapping[str, ModelConfig]) -> list[str]:
 
 
 def _substance(model: ModelConfig) -> tuple[object, ...]:
-    """What two members must not share."""
-    return (model.source, model.path, model.revision, model.start, model.system_prompt)
+    """What two members with the same system turn must not share."""
+    return (model.source, model.path, model.revision, model.start)

@@ -13,6 +13,7 @@ STAGES = {
     "hybrid": "edge_policy",
     "rl_cai": "policy",
     "dpo": "dpo_policy",
+    "critique_rl": "direct_policy",
     "sl_cai": "sl_policy",
     "rlhf": "rlhf_policy",
     "sft": "sft_policy",

@@ -52,7 +52,7 @@ def _named_final(run: Run, policy: str | None) -> Run:
     again = {
         "/".join(FINAL if part == policy else part for part in parts): value
         for name, value in run.metrics.items()
-        if policy in (parts := name.split("/"))
+        if policy in (parts := name.split("/"))[1:]
     }
     return dataclasses.replace(run, metrics=run.metrics | again)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from cai import data
 from cai.choices import DataFormat
-from cai.config import Config, DataConfig
+from cai.config import Config, DataConfig, DPOPhaseConfig, RLAIFConfig
 from cai.constitution import Constitution
 from cai.prompts import critique_prompt, revision_prompt
+from cai.rlhf_config import RLHFConfig
 from cai.tokens import ChatEncoder
 from cai.types import Message, PromptKind
 
@@ -89,6 +90,10 @@ def response_limits(section: object) -> list[int]:
     return own
 
 
+LEARNS_PAIRS = (RLAIFConfig, DPOPhaseConfig, RLHFConfig)
+"""Phases that read `data.human_comparisons`."""
+
+
 def texts_of(
     config: Config, document: Constitution, encoder: ChatEncoder, *, num_few_shot: int
 ) -> Texts:
@@ -104,8 +109,8 @@ def texts_of(
     around = len(encoder.conversation([said], system=config.model.system_prompt)) - 1
     lengths = _lengths(_prompts(config.data, config.constitution.domain), encoder)
     critique, revise = (
-        max([principle.critique for principle in document.principles], key=len),
-        max([principle.revise for principle in document.principles], key=len),
+        max([principle.critique for principle in document.asked], key=len),
+        max([principle.revise for principle in document.asked], key=len),
     )
     asked = critique_prompt([said], "x", request=critique, num_few_shot=num_few_shot)
     revised = revision_prompt(asked, critique="x", request=revise)
@@ -114,7 +119,7 @@ def texts_of(
         prompt_mean=around + (statistics.fmean(lengths) if lengths else UNKNOWN_PROMPT),
         prompt_longest=around + max(lengths, default=UNKNOWN_PROMPT),
         response=max(response_limits(config.phase), default=0),
-        people=_people(config.data, encoder),
+        people=_people(config.data, encoder) if isinstance(config.phase, LEARNS_PAIRS) else 0,
         critique_request=requests[0],
         revision_request=requests[1] - requests[0],
     )

@@ -125,7 +125,8 @@ def edge_cases(
             for pair, judged in zip(asked, labels.records(Comparison), strict=True)
             if (case := edge_case(pair, judged, threshold=threshold)) is not None
         ]
-        chosen = most_doubtful(found, num=num)
+        different = {case.id: case for case in found}  # one pair of texts may come twice
+        chosen = most_doubtful(list(different.values()), num=num)
         work.write_records(chosen)
         reasons = Counter(case.reason for case in chosen)
         work.counts = {

@@ -112,6 +112,10 @@ def _check(folder: Path, model: ModelConfig, *, told: str) -> None:
     if (folder / HEAD_FILE).is_file():
         raise ConfigError(f"{told}: it has a head for scores: it is a preference model, no policy")
     saved = json.loads((folder / IDENTITY_FILE).read_bytes())
+    if "probe" not in saved:
+        raise ConfigError(
+            f"{told}: it is an exported model, not what was trained; name the run or its artifact"
+        )
     if saved["base_sha256"] != identity(model):
         raise ConfigError(
             f"{told}: it was trained on {saved['base_id']} (weights {saved['base_sha256'][:12]}), "

@@ -62,6 +62,7 @@ def test_what_cannot_fit_is_refused_with_settings_that_fit(tiny_folder, tmp_path
         "hardware.micro_batch_size=4096",
         "evaluation.elo.num_prompts=0",
         "evaluation.num_critique_controls=0",
+        "hardware.check_memory=true",
     )
     plan = run(tmp_path, *wide, "plan=true")
     assert plan.code == 1
@@ -81,10 +82,17 @@ def test_what_cannot_fit_is_refused_with_settings_that_fit(tiny_folder, tmp_path
 
 
 def test_weights_that_are_larger_than_the_device_are_refused_first(tiny_folder, tmp_path):
-    refused = run(tmp_path, *arguments(tiny_folder), "hardware.memory_gb=0.1")
+    refused = run(
+        tmp_path, *arguments(tiny_folder), "hardware.memory_gb=0.1", "hardware.check_memory=true"
+    )
     assert refused.code == 1
     assert "The weights alone need" in refused.output
     assert "hardware.check_memory=false" in refused.output
+
+
+def test_a_document_without_principles_is_planned(tiny_folder, tmp_path):
+    plan = run(tmp_path, *arguments(tiny_folder, "sl_cai", "constitution=none"), "plan=true")
+    assert plan.code == 0, plan.output
 
 
 def test_a_plan_for_a_gpu_that_is_elsewhere(tiny_folder, tmp_path):
