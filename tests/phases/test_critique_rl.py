@@ -156,7 +156,7 @@ def test_a_single_value_is_a_reward_for_methods_that_give_one(
     refused = run(policy.folder, *arguments(tiny_folder, *more), "plan=true")
     assert refused.code == 2
     assert "Type feedback=pointwise or feedback=score" in " ".join(refused.output.split())
-    more += ["feedback=pointwise", "feedback.gate=off", "evaluation.elo.num_prompts=0"]
+    more += ["feedback=score", "feedback.gate=off", "evaluation.elo.num_prompts=0"]
     finished = run(policy.folder, *arguments(tiny_folder, *more))
     assert finished.code == 0, finished.output
     assert "reward_references" not in finished.statuses()
