@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.artifacts import MANIFEST, Artifact, digest_of, file_sha256
+from cai.artifacts import Artifact, digest_of, file_sha256
 from cai.errors import UserError
+from cai.trained_policies import find, finished, kept_above
 
 CRITICS = ("rl_critic", "critic")
 """Stages whose adapter critiques; the first that a run has is what it ends with."""
@@ -96,34 +97,16 @@ def adapter_folder(folder: Path) -> Path:
         described = (own / IDENTITY_FILE).is_file() or (own / CONFIG_FILE).is_file()
         if described and any((own / name).is_file() for name in WEIGHTS):
             return own
-    if not (folder / MANIFEST).is_file():
-        if (folder / "config.yaml").is_file():
-            raise UserError(f"the run was not finished: it has no {MANIFEST}")
-        raise UserError(
-            f"there is no adapter in it: neither {IDENTITY_FILE} nor {CONFIG_FILE} with "
-            f"{WEIGHTS[0]}, nor a run's {MANIFEST}"
-        )
-    manifest = _json(folder / MANIFEST)
-    if manifest.get("status") != "done":
-        raise UserError(
-            f"the run was not finished ({manifest.get('status')}). Type its command again"
-        )
+    manifest = finished(folder, files=f"{IDENTITY_FILE} nor {CONFIG_FILE} with {WEIGHTS[0]}")
     return _of_run(folder, manifest).verified_folder() / ADAPTER
 
 
 def _of_run(folder: Path, manifest: dict[str, Any]) -> Artifact:
-    digests = {row["stage"]: row["digest"] for row in manifest["stages"]}
+    digests = {row["stage"]: row["digest"] for row in manifest.get("stages", ())}
     stage = next((one for one in CRITICS if one in digests), None)
     if stage is None:
-        from cai.export import find  # which imports what imports this
-
         return find(folder, policy=None)
-    for parent in folder.resolve().parents:
-        kept = parent / "store" / stage / digests[stage]
-        artifact = Artifact(stage=stage, digest=digests[stage], folder=kept)
-        if artifact.complete:
-            return artifact
-    raise UserError(f"no folder above it has store/{stage}/{digests[stage]}")
+    return kept_above(folder, stage=stage, digest=digests[stage])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -35,6 +35,27 @@ def _manifest(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def finished(folder: Path, *, files: str) -> dict[str, Any]:
+    """The manifest of a finished run, or of an artifact.
+
+    Args:
+        folder: Of a run that failed or still goes on, the last policy is not the one it ends with.
+        files: What an adapter's own folder would have, for messages.
+
+    Raises:
+        UserError: when the run was not finished, or it is neither.
+    """
+    if not (folder / MANIFEST).is_file():
+        if (folder / "config.yaml").is_file():
+            raise UserError(f"the run was not finished: it has no {MANIFEST}")
+        raise UserError(f"there is no adapter in it: neither {files}, nor a run's {MANIFEST}")
+    manifest = _manifest(folder)
+    status = manifest.get("status", "done")
+    if status != "done":
+        raise UserError(f"the run was not finished ({status}). Type its command again")
+    return manifest
+
+
 def _in_run(folder: Path, manifest: dict[str, Any], policy: str | None) -> Artifact:
     """The artifact of one of a run's policies, in the store beside or above the run."""
     digests = {row["stage"]: row["digest"] for row in manifest["stages"]}
@@ -54,17 +75,22 @@ def _in_run(folder: Path, manifest: dict[str, Any], policy: str | None) -> Artif
             "matrix.json says which is whose. Name one of the store's folders: "
             f"store/{stage}/<digest>"
         )
+    return kept_above(folder, stage=stage, digest=digests[stage])
+
+
+def kept_above(folder: Path, *, stage: str, digest: str) -> Artifact:
+    """A run's artifact in the store beside or above the run's folder.
+
+    Raises:
+        UserError: when it is not there, or not complete.
+    """
     for parent in folder.resolve().parents:
-        artifact = Artifact(
-            stage=stage,
-            digest=digests[stage],
-            folder=parent / "store" / stage / digests[stage],
-        )
+        artifact = Artifact(stage=stage, digest=digest, folder=parent / "store" / stage / digest)
         if artifact.complete:
             return artifact
     raise UserError(
-        f"{folder}: no folder above it has store/{stage}/{digests[stage]}; name the artifact's own "
-        "folder instead"
+        f"{folder}: no folder above it has store/{stage}/{digest}; name the artifact's own folder "
+        "instead"
     )
 
 

@@ -9,32 +9,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from cai import adapters
-from cai.choices import Adapter, EngineName, ModelSource
+from cai.choices import EngineName
 from cai.errors import UserError
-from cai.model_config import EngineConfig, ModelConfig, VLLMConfig
+from cai.model_config import EngineConfig, VLLMConfig
 from cai.models import Models, base_identity, identity, role_key
-from tests.tiny import LORA, engine, hardware, lora, scramble
+from tests.tiny import LORA, hardware, local, scramble
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAI_CACHE", str(tmp_path / "cache"))
-
-
-def local(folder: Path, **changes: object) -> ModelConfig:
-    values = {
-        "name": "tiny",
-        "source": ModelSource.path,
-        "path": str(folder),
-        "revision": None,
-        "start": None,
-        "max_context": 500,
-        "system_prompt": None,
-        "adapter": Adapter.lora,
-        "lora": lora(),
-        "engine": engine(),
-    }
-    return ModelConfig(**(values | changes))
 
 
 @pytest.fixture

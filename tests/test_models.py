@@ -7,32 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cai.choices import Adapter, ModelSource, Precision
+from cai.choices import Precision
 from cai.errors import UserError
-from cai.model_config import ModelConfig
 from cai.models import Models, device_of, dtype_of, identity, load
-from tests.tiny import engine, hardware, lora
+from tests.tiny import hardware, local
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAI_CACHE", str(tmp_path / "cache"))
-
-
-def local(folder: Path, **changes: object) -> ModelConfig:
-    values = {
-        "name": "tiny",
-        "source": ModelSource.path,
-        "path": str(folder),
-        "revision": None,
-        "start": None,
-        "max_context": 500,
-        "system_prompt": None,
-        "adapter": Adapter.lora,
-        "lora": lora(),
-        "engine": engine(),
-    }
-    return ModelConfig(**(values | changes))
 
 
 def test_identity_is_that_of_the_content(tiny_folder: Path, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cai import adapters
 from cai.choices import (
+    Adapter,
     AtCut,
     Combine,
     Condition,
@@ -19,6 +21,7 @@ from cai.choices import (
     KLControl,
     KLEstimator,
     KLPlace,
+    ModelSource,
     Precision,
     RevisionsUsed,
     Select,
@@ -29,7 +32,7 @@ from cai.full_weights import FullCopies, Tuned
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
 from cai.low_rank import lora_layers
-from cai.model_config import EngineConfig, LoRAConfig
+from cai.model_config import EngineConfig, LoRAConfig, ModelConfig
 from cai.rollout import Sampled, ValueFunction
 from cai.scoring import TokenScore, score_responses
 from cai.training_config import (
@@ -326,3 +329,20 @@ class Sampler:
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
         )
+
+
+def local(folder: Path, **changes: object) -> ModelConfig:
+    """A model folder in a role, as `model=local model.path=...` has it."""
+    values = {
+        "name": "tiny",
+        "source": ModelSource.path,
+        "path": str(folder),
+        "revision": None,
+        "start": None,
+        "max_context": 500,
+        "system_prompt": None,
+        "adapter": Adapter.lora,
+        "lora": lora(),
+        "engine": engine(),
+    }
+    return ModelConfig(**(values | changes))

@@ -188,7 +188,8 @@ def _remedies(stages: Sequence[Sized], scene: Scene, limit: int) -> Iterator[str
             break
     for part in (0.5, 0.25, 0.125, 0.0):
         if _total(stages, scene, part) <= limit:
-            yield _rows_setting(stages, limit, part)
+            if typed := _rows_setting(stages, limit, part):
+                yield typed
             break
     if scene.place.number_bytes == FLOAT and _total(stages, _bf16(scene)) <= limit:
         yield "hardware.precision=bf16"

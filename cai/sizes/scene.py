@@ -12,6 +12,7 @@ from cai.feedback_config import (
     EndpointConfig,
     EnsembleConfig,
     FeedbackConfig,
+    LikelihoodConfig,
     RandomConfig,
     TunedConfig,
 )
@@ -104,7 +105,11 @@ def _judges(config: FeedbackConfig, default: ModelConfig) -> Iterator[Judge]:
             model = config.model or default
             if _here(model):
                 tuned = config if isinstance(config, TunedConfig) else None
-                yield Judge(shape=shape_of_model(model), tuned=tuned)
+                yield Judge(
+                    shape=shape_of_model(model),
+                    tuned=tuned,
+                    scores=isinstance(config, LikelihoodConfig),
+                )
 
 
 def judges_of(config: Config) -> tuple[Judge, ...]:

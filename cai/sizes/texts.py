@@ -15,8 +15,10 @@ from cai import data
 from cai.choices import DataFormat
 from cai.config import Config, DataConfig, DPOPhaseConfig, RLAIFConfig
 from cai.constitution import Constitution
+from cai.model_config import ModelConfig
 from cai.prompts import critique_prompt, revision_prompt
 from cai.rlhf_config import RLHFConfig
+from cai.roles import roles
 from cai.tokens import ChatEncoder
 from cai.types import Message, PromptKind
 
@@ -31,6 +33,8 @@ class Texts:
     prompt_mean: float
     """Of a prompt with its system turn and template."""
     prompt_longest: int
+    context: int
+    """The longest prompt and response that a role takes; what is longer is never computed."""
     response: int
     """The most that any sampling of the phase may write."""
     people: int
@@ -107,7 +111,10 @@ def texts_of(
     """
     said = Message(role="user", content="x")
     around = len(encoder.conversation([said], system=config.model.system_prompt)) - 1
-    lengths = _lengths(_prompts(config.data, config.constitution.domain), encoder)
+    models = [one for one in roles(config).values() if isinstance(one, ModelConfig)]
+    context = max(model.max_context for model in models)
+    every = _lengths(_prompts(config.data, config.constitution.domain), encoder)
+    lengths = [length for length in every if around + length < context]
     critique, revise = (
         max([principle.critique for principle in document.asked], key=len),
         max([principle.revise for principle in document.asked], key=len),
@@ -118,6 +125,7 @@ def texts_of(
     return Texts(
         prompt_mean=around + (statistics.fmean(lengths) if lengths else UNKNOWN_PROMPT),
         prompt_longest=around + max(lengths, default=UNKNOWN_PROMPT),
+        context=context,
         response=max(response_limits(config.phase), default=0),
         people=_people(config.data, encoder) if isinstance(config.phase, LEARNS_PAIRS) else 0,
         critique_request=requests[0],

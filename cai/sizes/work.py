@@ -57,6 +57,8 @@ class Judge:
     shape: Shape
     tuned: TunedConfig | None
     """None: it is asked in words."""
+    scores: bool
+    """Whether it scores whole responses, not one token of an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,8 @@ def _sampled(
     scene: Scene, shape: Shape, *, num: int, rows: int, prompt: float, longest: int, new: int
 ) -> Work:
     rows = min(rows, num)
+    longest = max(1, min(longest, scene.texts.context - new))
+    prompt = min(prompt, longest)
     read, written = num * prompt, num * new
     return Work(
         memory=memory.sampling_memory(shape, scene.place, rows=rows, prompt=longest, new=new),
@@ -190,11 +194,12 @@ def _together(parts: Sequence[Work]) -> Work:
     )
 
 
-def _reading(scene: Scene, shape: Shape, *, num: int, rows: int, mean: float, longest: int) -> Work:
+def _reading(
+    scene: Scene, shape: Shape, *, num: int, rows: int, mean: float, longest: int, scored: int
+) -> Work:
+    longest = min(longest, scene.texts.context)
     return Work(
-        memory=memory.reading_memory(
-            shape, scene.place, rows=rows, length=longest, scored=scene.texts.response
-        ),
+        memory=memory.reading_memory(shape, scene.place, rows=rows, length=longest, scored=scored),
         read=round(num * mean),
         operations=forward_operations(shape, num * mean, mean),
     )
@@ -357,7 +362,13 @@ def _judging(scene: Scene, counts: Mapping[str, int], *, asked: bool) -> Work:
         elif asked:
             parts.append(
                 _reading(
-                    scene, judge.shape, num=2 * num, rows=JUDGED_AT_ONCE, mean=mean, longest=JUDGED
+                    scene,
+                    judge.shape,
+                    num=2 * num,
+                    rows=JUDGED_AT_ONCE,
+                    mean=mean,
+                    longest=JUDGED,
+                    scored=scene.texts.response if judge.scores else 1,
                 )
             )
     return _together(parts) if parts else Work(memory=Memory())
@@ -401,7 +412,15 @@ def _kind(
         mean = scene.texts.prompt_mean + scene.texts.response
         longest = scene.texts.prompt_longest + scene.texts.response
         num = next(iter(counts.values()), 0) * texts
-        return _reading(scene, scene.policy.shape, num=num, rows=rows, mean=mean, longest=longest)
+        return _reading(
+            scene,
+            scene.policy.shape,
+            num=num,
+            rows=rows,
+            mean=mean,
+            longest=longest,
+            scored=scene.texts.response,
+        )
     return None
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from cai import adapters, training, trusted_critiques
+from cai import trusted_critiques
 from cai.artifacts import Artifact, Work, digest_of, in_shards
 from cai.choices import PrincipleSampling
 from cai.config import RevisionsConfig
@@ -24,11 +24,11 @@ from cai.errors import UserError
 from cai.feedback.base import Feedback, Pair
 from cai.loaders import SFTExample
 from cai.model_config import ModelConfig
-from cai.models import POLICY, BaseModel, role_key
+from cai.models import BaseModel, role_key
 from cai.prompts import REVIEWER_SYSTEM, critique_prompt, revision_examples, revision_wording
 from cai.seeds import derive_seed
 from cai.stages.comparisons import PAIRS_PER_SHARD, Judge
-from cai.stages.training import detached, reported, save, training_identity
+from cai.stages.training import fine_tune, training_identity
 from cai.training_config import FineTuneConfig
 from cai.types import Comparison, Message, Response, Sample
 
@@ -338,24 +338,7 @@ def critic(
                 "critic: there is nothing to learn: every critique is longer than "
                 f"phase.critic.max_length={config.max_length} with its prompt. Type a larger one"
             )
-        steps = -(-len(examples) // config.batch_size) * config.num_epochs
-        tuned = adapters.attach(base.model, model.trained, adapter=POLICY, seed=seed)
-        with (
-            detached(tuned),
-            reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
-        ):
-            training.train_sft(
-                tuned,
-                examples,
-                adapter=POLICY,
-                config=config,
-                seed=seed,
-                hardware=context.hardware,
-                work_dir=work.scratch / "checkpoints",
-                on_step=on_step,
-                stage="critic",
-            )
-            save(base, tuned, POLICY, work)
+        steps = fine_tune(context, work, base, examples, model=model, config=config, start=None)
         work.counts = {
             "examples": len(examples),
             "trusted": len(ours),

@@ -107,6 +107,11 @@ def judgement_of(
     )
 
 
+def without_reference(responses: Sequence[Response]) -> frozenset[tuple[Message, ...]]:
+    """Conversations whose reference is empty; a rollout could only be fined for it."""
+    return frozenset(one.prompt.messages for one in responses if not shown(one.sample.text))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectReward:
     """The feedback as a source of scores."""
@@ -125,12 +130,13 @@ class DirectReward:
         return self.judge.identity(context) | {
             "reward": str(self.config.reward),
             "max_log_odds": self.config.max_log_odds,
+            "prompts": "with a reference",
             "unjudged": dataclasses.asdict(self.config.unjudged),
         }
 
     def limit(self) -> str:
-        """Nothing: what is too long for the feedback is counted."""
-        return ""
+        """What is too long for the feedback is counted, but an empty reference is none."""
+        return ", with an SL-CAI response to be compared with" if self.references else ""
 
     @contextlib.contextmanager
     def beside(
@@ -138,16 +144,14 @@ class DirectReward:
     ) -> Iterator[DirectScores]:
         """The feedback on bases of its own, which the policy's adapters are not on."""
         apart = dataclasses.replace(context, models=context.models.apart())
-        references: dict[str, str] = {}
-        if self.references is not None:
-            responses = self.references.records(Response)
-            references = {one.prompt.id: one.sample.text for one in responses}
+        responses = [] if self.references is None else self.references.records(Response)
         folder = work.scratch / "judgements"
         folder.mkdir(exist_ok=True)
         yield DirectScores(
             feedback=self.judge.feedback(apart, STREAM),
             config=self.config,
-            references=references,
+            references={one.prompt.id: one.sample.text for one in responses},
+            unanswered=without_reference(responses),
             folder=folder,
         )
 
@@ -160,12 +164,14 @@ class DirectScores:
     config: CritiqueRLConfig
     references: dict[str, str]
     """By prompt."""
+    unanswered: frozenset[tuple[Message, ...]]
+    """Prompts whose reference is empty: nothing could be compared with it."""
     folder: Path
     """Judgements by round."""
 
     def room(self, messages: Sequence[Message]) -> float:
-        """As much as the policy's own context has."""
-        return math.inf
+        """As much as the policy's own context has; none for a prompt without a reference."""
+        return -math.inf if tuple(messages) in self.unanswered else math.inf
 
     def value_function(
         self, config: PPOConfig, base: BaseModel, model: Tuned, *, seed: int

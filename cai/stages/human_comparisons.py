@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from cai import data, training
+from cai import data
 from cai.artifacts import Artifact, Work, digest_of
 from cai.config import ComparisonSourceConfig
 from cai.context import RunContext, Stage
@@ -20,10 +20,10 @@ from cai.errors import ConfigError, UserError
 from cai.human_comparisons import SETTING, read_comparisons
 from cai.loaders import SFTExample
 from cai.model_config import ModelConfig
-from cai.models import POLICY, BaseModel
-from cai.seeds import derive_seed, python_rng
+from cai.models import BaseModel
+from cai.seeds import python_rng
 from cai.stages.preference_pairs import Conversation
-from cai.stages.training import begun, detached, reported, response_ids, save, training_identity
+from cai.stages.training import fine_tune, response_ids, training_identity
 from cai.training_config import FineTuneConfig
 from cai.types import PreferencePair
 
@@ -132,25 +132,7 @@ def sft_policy(
                 f"sft_policy: none of {len(pairs)} preferred responses fits into phase.sft."
                 f"max_length={config.max_length} with its prompt; type a larger one"
             )
-        seed = derive_seed(context.seed, "sft_policy")
-        steps = -(-len(examples) // config.batch_size) * config.num_epochs
-        tuned = begun(base, model, None, seed=seed)
-        with (
-            detached(tuned),
-            reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
-        ):
-            training.train_sft(
-                tuned,
-                examples,
-                adapter=POLICY,
-                config=config,
-                seed=seed,
-                hardware=context.hardware,
-                work_dir=work.scratch / "checkpoints",
-                on_step=on_step,
-                stage="sft_policy",
-            )
-            save(base, tuned, POLICY, work)
+        steps = fine_tune(context, work, base, examples, model=model, config=config, start=None)
         work.counts = {
             "examples": len(examples),
             "dropped_too_long": len(pairs) - len(examples),

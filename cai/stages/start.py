@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.adapters import HEAD_FILE, IDENTITY_FILE
-from cai.artifacts import MANIFEST, Artifact, Work, file_sha256
+from cai.artifacts import Artifact, Work, file_sha256
 from cai.context import RunContext, Stage
 from cai.errors import ConfigError, UserError
 from cai.low_rank import saved_lora
 from cai.model_config import LoRAConfig, ModelConfig
 from cai.models import identity
 from cai.stages.training import ADAPTER
-from cai.trained_policies import find
+from cai.trained_policies import find, finished
 
 SETTING = "phase.start"
 
@@ -84,27 +84,10 @@ def _folder(start: str) -> Path:
     if (folder / IDENTITY_FILE).is_file():
         return folder
     try:
-        _check_finished(folder)
+        finished(folder, files=IDENTITY_FILE)
         return find(folder, policy=None).verified_folder() / ADAPTER
     except UserError as error:
         raise ConfigError(f"{told}: {error}") from error
-
-
-def _check_finished(folder: Path) -> None:
-    """Refuse a run that failed or still goes on; its last policy is not the one it ends with."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        if (folder / "config.yaml").is_file():
-            raise UserError(f"the run was not finished: it has no {MANIFEST}")
-        raise UserError(
-            f"there is no adapter in it: neither {IDENTITY_FILE} nor a run's {MANIFEST}"
-        )
-    try:
-        status = json.loads(path.read_bytes()).get("status", "done")
-    except ValueError as error:
-        raise UserError(f"its {MANIFEST} cannot be read ({error})") from error
-    if status != "done":
-        raise UserError(f"the run was not finished ({status}). Type its command again")
 
 
 def _check(folder: Path, model: ModelConfig, *, told: str) -> None:

@@ -27,7 +27,7 @@ from cai.model_config import ModelConfig
 from cai.models import POLICY, BaseModel, role_key
 from cai.progress import bar
 from cai.seeds import derive_seed
-from cai.training_config import SLPolicyConfig
+from cai.training_config import FineTuneConfig, SLPolicyConfig
 from cai.types import Message, Response, RevisionChain
 
 ADAPTER = "adapter"
@@ -100,6 +100,43 @@ def begun(base: BaseModel, model: ModelConfig, start: Artifact | None, *, seed: 
         return adapters.attach(base.model, model.trained, adapter=POLICY, seed=seed)
     folder = start.verified_folder() / ADAPTER
     return adapters.load(base.model, folder, adapter=POLICY, base_sha256=base.sha256)
+
+
+def fine_tune(
+    context: RunContext,
+    work: Work,
+    base: BaseModel,
+    examples: Sequence[SFTExample],
+    *,
+    model: ModelConfig,
+    config: FineTuneConfig,
+    start: Artifact | None,
+) -> int:
+    """Fine-tune what the stage learns on its examples and save it; the number of steps taken.
+
+    With a `start` that policy's own adapter, or weights, go on learning.
+    """
+    stage = work.artifact.stage
+    seed = derive_seed(context.seed, stage)
+    steps = -(-len(examples) // config.batch_size) * config.num_epochs
+    tuned = begun(base, model, start, seed=seed)
+    with (
+        detached(tuned),
+        reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
+    ):
+        training.train_sft(
+            tuned,
+            examples,
+            adapter=POLICY,
+            config=config,
+            seed=seed,
+            hardware=context.hardware,
+            work_dir=work.scratch / "checkpoints",
+            on_step=on_step,
+            stage=stage,
+        )
+        save(base, tuned, POLICY, work)
+    return steps
 
 
 def response_ids(base: BaseModel, text: str, *, finished: bool) -> tuple[int, ...]:
@@ -219,25 +256,7 @@ def sl_policy(
                 "sample was usable. See the outcomes of the stage revisions; type a larger "
                 "phase.sl_policy.max_length or phase.revisions.revision.max_new_tokens"
             )
-        seed = derive_seed(context.seed, "sl_policy")
-        steps = -(-len(examples) // config.batch_size) * config.num_epochs
-        tuned = begun(base, model, start, seed=seed)
-        with (
-            detached(tuned),
-            reported(context, work, total=steps, unit="steps", shown="train/loss") as on_step,
-        ):
-            training.train_sft(
-                tuned,
-                examples,
-                adapter=POLICY,
-                config=config,
-                seed=seed,
-                hardware=context.hardware,
-                work_dir=work.scratch / "checkpoints",
-                on_step=on_step,
-                stage="sl_policy",
-            )
-            save(base, tuned, POLICY, work)
+        steps = fine_tune(context, work, base, examples, model=model, config=config, start=start)
         work.counts = {
             "examples": len(examples),
             "revisions": len(revised),

@@ -20,7 +20,7 @@ from tests.sizes.test_memory import CPU, LORA, SMOLLM2
 from tests.tiny import hardware
 
 TEXTS = Texts(
-    prompt_mean=40.0, prompt_longest=60, response=48, people=0, critique_request=100,
+    prompt_mean=40.0, prompt_longest=60, context=2048, response=48, people=0, critique_request=100,
     revision_request=20,
 )  # fmt: skip
 SCENE = Scene(

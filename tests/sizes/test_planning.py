@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,21 @@ def test_weights_that_are_larger_than_the_device_are_refused_first(tiny_folder, 
 def test_a_document_without_principles_is_planned(tiny_folder, tmp_path):
     plan = run(tmp_path, *arguments(tiny_folder, "sl_cai", "constitution=none"), "plan=true")
     assert plan.code == 0, plan.output
+
+
+def test_a_prompt_that_is_never_computed_takes_no_memory(tiny_folder, tmp_path):
+    prompts = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"What is {number} and one?"} for number in range(40)]
+    own = ["data.red_team.path=mine.jsonl", "data.red_team.format=jsonl", "plan=true"]
+    typed = arguments(tiny_folder, "sl_cai", "evaluation.elo.num_prompts=0", *own)
+    plans = []
+    for more in ([], [{"prompt": "long " * 100_000}]):
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
+        plan = run(tmp_path, *typed)
+        assert plan.code == 0, plan.output
+        drafts = [one for one in plan.output.splitlines() if one.startswith("drafts ")]
+        plans.append([one.split()[:-1] for one in drafts])  # without the digest
+    assert plans[0] == plans[1]
 
 
 def test_a_plan_for_a_gpu_that_is_elsewhere(tiny_folder, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +14,13 @@ from cai.critique_config import UnjudgedScores
 from cai.critique_rules import Verdict
 from cai.stages.critic import gains
 from cai.stages.critic_policy import judge_revisions
-from cai.stages.direct_reward import judgement_of, log_odds
+from cai.stages.direct_reward import DirectScores, judgement_of, log_odds, without_reference
 from cai.types import (
     Comparison,
     Message,
     Prompt,
     PromptKind,
+    Response,
     RevisionOutcome,
     Sample,
     Split,
@@ -54,16 +56,20 @@ def compared(name: str, prob_a: float | None, unjudged: Unjudged | None = None) 
     )
 
 
+def sample(text: str) -> Sample:
+    return Sample(text=text, num_tokens=1, logprob=-1.0, finished=True, seed=0)
+
+
 def sampled(name: str, index: int, *, valid: bool = True, accepted: bool = True) -> CritiqueSample:
-    sample = Sample(text="t", num_tokens=1, logprob=-1.0, finished=True, seed=0)
+    text = sample("t")
     outcome = RevisionOutcome.revised if accepted else RevisionOutcome.copied
     return CritiqueSample(
         prompt=prompt(name),
         draft="draft",
         principle_id="p",
         index=index,
-        critique=sample,
-        revision=sample,
+        critique=text,
+        revision=text,
         outcome=outcome,
         response="r",
         valid=valid,
@@ -122,6 +128,20 @@ def test_what_is_not_judged_has_its_configured_score(reason: Unjudged, score: fl
     )
     assert (found.score, found.value, found.unjudged) == (score, None, reason)
     assert (found.iteration, found.row, found.principle_id) == (2, 1, "p")
+
+
+def test_a_prompt_without_a_reference_is_not_trained_on(tmp_path: Path) -> None:
+    texts = {"answered": "a text", "empty": "", "invisible": "\u200b"}
+    responses = [
+        Response(prompt=prompt(name), policy="sl_cai", index=0, sample=sample(text))
+        for name, text in texts.items()
+    ]
+    scores = DirectScores(
+        feedback=None, config=None, references=texts, folder=tmp_path,
+        unanswered=without_reference(responses),
+    )  # fmt: skip
+    room = {name: scores.room(prompt(name).messages) for name in texts}
+    assert room == {"answered": math.inf, "empty": -math.inf, "invisible": -math.inf}
 
 
 class ScriptedFeedback:
