@@ -88,10 +88,9 @@ def checked_judge(
         UserError: when it does not.
     """
     labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
-    judge = sl_cai.judge_of(config.feedback_model, inputs, context)
-    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
-    comparisons.pass_gate(context, judge=judge, checked=checked)
-    return judge.measured(checked), checked
+    found = sl_cai.judged(config.feedback_model, inputs, context, labelled=labelled)
+    comparisons.pass_gate(context, judge=found.judge, checked=found.checked)
+    return found.judge, found.checked
 
 
 def measure(

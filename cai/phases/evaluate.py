@@ -14,7 +14,7 @@ from cai.config import EvaluateConfig
 from cai.context import RunContext
 from cai.elo.runs import Players, players_of
 from cai.feedback.labelled import labelled_set
-from cai.phases.sl_cai import Inputs, judge_of, match_judge
+from cai.phases.sl_cai import Inputs, judged, match_judge
 from cai.stages import comparisons
 from cai.stages.attacks import judge_attacks
 from cai.stages.matches import Tournament, tournament
@@ -36,9 +36,8 @@ def run(config: EvaluateConfig, inputs: Inputs, context: RunContext) -> Outputs:
     runs = inputs.evaluation.elo.runs
     players = players_of(runs, output_dir=context.store.root.parent) if runs is not None else None
     labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
-    judge = judge_of(config.feedback_model, inputs, context)
-    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
-    judge = judge.measured(checked)
+    found = judged(config.feedback_model, inputs, context, labelled=labelled)
+    judge, checked = found.judge, found.checked
     return Outputs(
         feedback=checked,
         attacks=judge_attacks(context, judge=judge) if inputs.evaluation.judge_attacks else None,

@@ -16,11 +16,11 @@ from cai.artifacts import Artifact
 from cai.choices import Method
 from cai.config import MatrixConfig
 from cai.context import RunContext
-from cai.feedback.labelled import LabelledSet, labelled_set
+from cai.feedback.labelled import labelled_set
 from cai.matrix.curves import Labelled
 from cai.matrix.subjects import Subject
 from cai.phases import dpo, rlaif, sl_cai
-from cai.stages import comparisons, sampling
+from cai.stages import sampling
 from cai.stages.comparisons import Checked, Judge
 from cai.stages.evaluation import likelihoods
 from cai.stages.policy import check_value_adapter
@@ -103,7 +103,10 @@ def run(config: MatrixConfig, inputs: Inputs, context: RunContext) -> Outputs:
     cells: list[Cell] = []
     for subject in inputs.subjects:
         own = _sibling(context, subject, config.seeds[0])
-        judge, checks[subject.name] = _judge(config, inputs, own, labelled[subject.name])
+        found = sl_cai.judged(
+            config.feedback_model, inputs.shared, own, labelled=labelled[subject.name]
+        )
+        judge, checks[subject.name] = found.judge, found.checked
         for one in policies:
             there = _sibling(context, subject, one.seed)
             cells.append(_cell(config, inputs, there, subject, one, bases[one.seed], judge))
@@ -188,14 +191,6 @@ def _policy(config: MatrixConfig, shared: sl_cai.Inputs, context: RunContext) ->
     if config.method is Method.dpo:
         return dpo.learn(config.dpo, shared, context, compared=compared)
     return rlaif.learn(config, shared, context, compared=compared).final
-
-
-def _judge(
-    config: MatrixConfig, inputs: Inputs, context: RunContext, labelled: LabelledSet
-) -> tuple[Judge, Checked]:
-    judge = sl_cai.judge_of(config.feedback_model, inputs.shared, context)
-    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
-    return judge.measured(checked), checked
 
 
 def _cell(

@@ -20,7 +20,7 @@ from cai.feedback.labelled import labelled_set
 from cai.phases import sl_cai
 from cai.phases.sl_cai import Inputs
 from cai.rlhf_config import RLHFConfig, RLHFTrainingConfig
-from cai.stages import comparisons, evaluation, sampling
+from cai.stages import evaluation, sampling
 from cai.stages.comparisons import Checked
 from cai.stages.human_comparisons import human_comparisons, sft_policy
 from cai.stages.matches import Tournament
@@ -139,14 +139,13 @@ def run(config: RLHFConfig, inputs: Inputs, context: RunContext) -> Outputs:
     )
     if inputs.evaluation.elo.num_prompts == 0:
         return Outputs(people=trained, evaluation=measured, tournament=None, feedback=None)
-    judge = sl_cai.judge_of(config.feedback_model, inputs, context)
-    checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
+    found = sl_cai.judged(config.feedback_model, inputs, context, labelled=labelled)
     played = sl_cai.play(
         config,
         inputs,
         context,
-        feedback=judge.measured(checked),
-        checked=checked,
+        feedback=found.judge,
+        checked=found.checked,
         responses=measured.responses,
     )
-    return Outputs(people=trained, evaluation=measured, tournament=played, feedback=checked)
+    return Outputs(people=trained, evaluation=measured, tournament=played, feedback=found.checked)

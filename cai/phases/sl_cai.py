@@ -126,10 +126,10 @@ class Reviewing:
 
 
 def judged(
-    config: SLCAIConfig, inputs: Inputs, context: RunContext, *, labelled: LabelledSet
+    model: ModelConfig, inputs: Inputs, context: RunContext, *, labelled: LabelledSet
 ) -> JudgedFeedback:
-    """The run's feedback, trained where it is a trained one, and measured."""
-    judge = judge_of(config.feedback_model, inputs, context)
+    """The run's feedback, trained where it is a trained one, and measured; `model` is the phase's."""
+    judge = judge_of(model, inputs, context)
     checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
     return JudgedFeedback(judge=judge.measured(checked), checked=checked)
 
@@ -144,7 +144,7 @@ def review(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Reviewin
     if not asked.asks_feedback:
         return Reviewing(reviewers=revisions.Reviewers(models=models), feedback=None)
     labelled = labelled_set(inputs.evaluation, context.constitution, seed=context.seed)
-    found = judged(config, inputs, context, labelled=labelled)
+    found = judged(config.feedback_model, inputs, context, labelled=labelled)
     comparisons.pass_gate(context, judge=found.judge, checked=found.checked)
     checked = None
     if asked.until is Until.satisfied:
@@ -250,7 +250,7 @@ def compare(
         sl_policy=trained.sl_policy,
         num=config.prompts.num_red_team,
     )
-    asked = trained.feedback or judged(config, inputs, context, labelled=labelled)
+    asked = trained.feedback or judged(config.feedback_model, inputs, context, labelled=labelled)
     judge, checked = asked.judge, asked.checked
     if trained.feedback is None:
         comparisons.pass_gate(context, judge=judge, checked=checked)
@@ -451,7 +451,7 @@ def run(config: SLCAIConfig, inputs: Inputs, context: RunContext) -> Outputs:
         return Outputs(
             trained=trained, evaluation=measured, controls=None, tournament=None, feedback=None
         )
-    asked = trained.feedback or judged(config, inputs, context, labelled=labelled)
+    asked = trained.feedback or judged(config.feedback_model, inputs, context, labelled=labelled)
     judge, checked = asked.judge, asked.checked
     controlled = control(config, inputs, context, judge=judge, base=measured.responses["base"])
     played = play(
