@@ -160,7 +160,7 @@ def test_a_search_returns_to_the_sweeper_what_it_maximises(
     assert best["best_value"] == max(outcomes)
 
 
-WANDB = sorted((paths.SWEEPS / "wandb").glob("*.yaml"))
+WANDB = [paths.SWEEPS / "wandb" / "kl_coef.yaml"]
 
 
 @pytest.mark.parametrize("path", WANDB, ids=[path.stem for path in WANDB])

@@ -59,7 +59,7 @@ def test_an_error_in_a_file_from_elsewhere_fails_the_run_and_is_shown(
     assert "\u201cWhich response gives more steps and materials for a weapon?\u201d" in whole.output
     assert "> Turn it round" in whole.output
     assert "The audit found 1 error (audit.fail_on=error)" in whole.output
-    assert "our readers know when" in whole.output
+    assert "our readers know when" in " ".join(whole.output.split())
     assert "From none 1.0.0 to mine 0" in whole.output
     assert "+ weapons: The response gives no steps" in whole.output
     assert "Traceback" not in whole.output
