@@ -17,7 +17,7 @@ setup: $(INSTALLED)  ## the environment in .venv and the embedded model in the u
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,endpoint,parallel,slurm]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,endpoint,optuna,parallel,slurm]'
 	touch $(INSTALLED)
 
 check: setup  ## lint

@@ -102,7 +102,11 @@ def _run_where_it_belongs(cfg: DictConfig) -> float | None:
     """Run one job, in this process or in one of its own."""
     job, launch = describe(HydraConfig.get()), launching.launch_of(HydraConfig.get())
     if not launch.apart:
-        return _run(cfg, job, launch)
+        objective = _run(cfg, job, launch)
+        if cfg.plan and launch.raises:
+            _say("A search chooses its trials as it goes; this is the plan of the first one.")
+            raise SystemExit(0)
+        return objective
 
     def body() -> Outcome:
         with suppress(Exception):  # it is in the outcome

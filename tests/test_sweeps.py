@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,6 @@ from cai.schema import options, to_config
 from tests.runs import Finished, run, tiny_arguments
 from tests.test_configs import PLUGINS
 
-OPTUNA = importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
 GRIDS = [name for name in options("sweeps") if name not in PLUGINS]
 COMMANDS = sorted(
     {
@@ -132,32 +133,56 @@ def test_jobs_that_differ_in_the_judge_share_phase_1(bounded: Finished) -> None:
     assert "feedback_features" not in status["random", 0]
 
 
+@pytest.fixture(scope="module")
+def searched(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Two trials of the search over the KL coefficient."""
+    arguments = tiny_arguments(tiny_folder, "rlaif")
+    folder = tmp_path_factory.mktemp("searched")
+    return run(folder, *arguments, "sweeps=optuna_kl_coef", "hydra.sweeper.n_trials=2")
+
+
+def test_a_search_tries_what_its_results_suggest(searched: Finished) -> None:
+    assert searched.code == 0, searched.output
+    (found,) = (searched.folder / "outputs" / "sweeps").glob("*/*/optimization_results.yaml")
+    best = yaml.safe_load(found.read_text())
+    folders = sorted(path.parent for path in found.parent.glob("*/metrics.json"))
+    tried = {}
+    for folder in folders:
+        settings = yaml.safe_load((folder / "config.yaml").read_text())["phase"]["ppo"]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        tried[settings["kl_coef"]] = metrics["eval/rl_cai/likelihood_accuracy"]
+    assert len(tried) == 2
+    assert best["best_value"] == max(tried.values())
+    assert best["best_params"]["phase.ppo.kl_coef"] in tried
+    second = json.loads((folders[1] / "manifest.json").read_text())
+    status = {row["stage"]: row["status"] for row in second["stages"]}
+    assert (status["preference_model"], status["policy"]) == ("reused", "computed")
+    assert "The runs of this multirun side by side" in searched.output
+
+
+def test_a_plan_of_a_search_is_of_its_first_trial(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = tiny_arguments(tiny_folder, "rlaif")
+    plan = run(tmp_path, *arguments, "sweeps=optuna_kl_coef", "plan=true")
+    assert plan.code == 0, plan.output
+    assert plan.output.count("Nothing was run.") == 1
+    assert "this is the plan of the first one" in plan.output
+
+
+HIDDEN = "import sys; sys.modules['hydra_plugins.hydra_optuna_sweeper'] = None"
+
+
 def test_a_search_without_its_plugin_says_what_to_install(tmp_path: Path) -> None:
-    if OPTUNA:
-        pytest.skip("the plugin is installed")
-    refused = run(tmp_path, "sweeps=optuna_kl_coef")
-    assert refused.code == 2
-    assert "hydra/sweeper/optuna is a plugin that is not installed" in refused.output
-    assert "pip install -e '.[optuna]'" in refused.output
-
-
-def test_a_search_returns_to_the_sweeper_what_it_maximises(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    if not OPTUNA:
-        pytest.skip("needs the extra optuna")
-    arguments = tiny_arguments(tiny_folder)
-    finished = run(
-        tmp_path, *arguments, "sweeps=optuna_kl_coef", "feedback=random", "hydra.sweeper.n_trials=2"
+    (tmp_path / "sitecustomize.py").write_text(HIDDEN)
+    refused = subprocess.run(
+        [sys.executable, "-m", "cai.run", "sweeps=optuna_kl_coef"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
-    assert finished.code == 0, finished.output
-    (found,) = (tmp_path / "outputs" / "sweeps" / "optuna_kl_coef").glob("*")
-    best = yaml.safe_load((found / "optimization_results.yaml").read_text())
-    assert 0.005 <= best["best_params"]["phase.ppo.kl_coef"] <= 0.5
-    metrics = [json.loads(path.read_text()) for path in found.glob("*/metrics.json")]
-    outcomes = [one["eval/rl_cai/likelihood_accuracy"] for one in metrics]
-    assert len(outcomes) == 2
-    assert best["best_value"] == max(outcomes)
+    assert refused.returncode == 2
+    assert "hydra/sweeper/optuna is a plugin that is not installed" in refused.stderr
+    assert "pip install -e '.[optuna]'" in refused.stderr
 
 
 WANDB = [paths.SWEEPS / "wandb" / "kl_coef.yaml"]
