@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from markupsafe import escape
 
 from cai.charts import Chart
+from cai.stage_names import stage_names
 from cai.story import StageStory, duration, label, visible
 
 if TYPE_CHECKING:  # a document is audited without torch
@@ -43,6 +44,7 @@ def stage_stories(results: Sequence[StageResult]) -> tuple[StageStory, ...]:
     return tuple(
         StageStory(
             name=result.name,
+            full_name=full_name,
             status=str(result.status),
             seconds=result.seconds,
             num_records=next(iter(result.counts.values()), None),
@@ -50,7 +52,7 @@ def stage_stories(results: Sequence[StageResult]) -> tuple[StageStory, ...]:
             inputs=tuple(digest[:SHORT] for digest in key["inputs"].values()),
             version=key["version"],
         )
-        for result in results
+        for result, full_name in zip(results, stage_names(results), strict=True)
         for key in (result.artifact.manifest()["key"],)
     )
 

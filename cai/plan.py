@@ -18,6 +18,7 @@ from cai.sizes.device import place_of
 from cai.sizes.memory import FLOAT
 from cai.sizes.seconds import Clock
 from cai.sizes.work import Scene
+from cai.stage_names import stage_names
 from cai.story import duration
 
 
@@ -74,14 +75,14 @@ def plan_text(
     rows = []
     total, unknown, predicted = 0.0, 0, False
     clock = clock_of(context, scene)
-    for result in context.results:
-        counts = ", ".join(f"{num:,} {name}" for name, num in result.counts.items())
+    for result, name in zip(context.results, stage_names(context.results), strict=True):
+        counts = ", ".join(f"{num:,} {unit}" for unit, num in result.counts.items())
         short = result.artifact.digest[:16]
         if result.status is StageStatus.reused:
-            rows.append((result.name, "reuse", counts, "", short))
+            rows.append((name, "reuse", counts, "", short))
             continue
         if (job := (earlier or {}).get(result.artifact.folder)) is not None:
-            rows.append((result.name, "share", counts, f"job {job}", short))
+            rows.append((name, "share", counts, f"job {job}", short))
             continue
         seconds = clock.seconds(result)
         shown = "?"
@@ -91,7 +92,7 @@ def plan_text(
             total += seconds.value
             predicted |= not seconds.measured
             shown = f"{'' if seconds.measured else '~ '}{duration(seconds.value)}"
-        rows.append((result.name, "compute", counts, shown, short))
+        rows.append((name, "compute", counts, shown, short))
     header = ("stage", "", "how much", "about", "digest")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [

@@ -363,6 +363,8 @@ class StageStory:
     """One stage of the run."""
 
     name: str
+    full_name: str
+    """With the policies that it is of, where several stages have the same name."""
     status: str
     """`computed`, `continued`, `reused`."""
     seconds: float

@@ -109,7 +109,7 @@ class Page:
 def _stages(page: Page, story: RunStory) -> None:
     if not story.stages:
         return
-    names = [fit(page.clean(stage.name), 30) for stage in story.stages]
+    names = [fit(page.clean(stage.full_name), 36) for stage in story.stages]
     wide = max(columns(name) for name in [*names, "Stage"])
     page.gap(f"{'Stage':<{wide}}  {'Status':<10} {'Seconds':>9} {'Records':>9}")
     for name, stage in zip(names, story.stages, strict=True):

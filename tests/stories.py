@@ -681,6 +681,7 @@ def full_story():
         stages=tuple(
             StageStory(
                 name=name,
+                full_name=name,
                 status="reused" if i < 2 else "computed",
                 seconds=0.0 if i < 2 else 13.7 * i,
                 num_records=48 * (i + 1) if name != "policy" else None,

@@ -53,7 +53,7 @@ def test_what_a_page_cannot_hold_is_counted():
 
 def stage(name, digest, *inputs):
     return StageStory(
-        name=name, status="computed", seconds=1.0, num_records=1, digest=digest,
+        name=name, full_name=name, status="computed", seconds=1.0, num_records=1, digest=digest,
         inputs=inputs, version=1,
     )  # fmt: skip
 
