@@ -47,7 +47,7 @@ from cai.preference_measures import preference_metrics
 from cai.revision_votes_story import votes_metrics
 from cai.revisions_story import revisions_story
 from cai.rlhf_config import RLHFConfig
-from cai.roles import judge_name, name_of, roles
+from cai.roles import judge_name, name_of, roles, told_of
 from cai.run_tables import Table, run_tables
 from cai.samples import examples, num_left_out, training_samples
 from cai.satisfaction_story import satisfaction_metrics
@@ -227,7 +227,7 @@ def _headline(
     return Headline(
         phase=config.phase.name,
         constitution=context.constitution.name,
-        models=_roles(config),
+        models={role: told_of(asked) for role, asked in roles(config).items()},
         seed=config.seed,
         command=job.command,
         started=started,

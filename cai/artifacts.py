@@ -10,6 +10,10 @@ Until the manifest is there, `work/` inside the folder holds finished shards and
 shard is a fixed range of rows in a fixed batch: rows are redone only in whole shards, because
 sampled text depends on the composition of its batch. Every file's sha256 is in the manifest (a
 shard's is in its name) and is checked whenever it is read: nothing else notices a flipped bit.
+
+Several processes of a run (`cai.ranks`) share the shards out, each taking the next one that nobody
+has, so records do not depend on how many there are. They see one file system. Final files are
+written by rank 0 alone.
 """
 
 from __future__ import annotations
@@ -19,15 +23,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cai import ranks
 from cai.errors import UserError
 from cai.faults import fault
 from cai.locks import held, sign
-from cai.progress import bar
+from cai.progress import Bar, bar
 from cai.types import dump_line, parse_lines
 
 R = TypeVar("R")
@@ -36,6 +43,8 @@ I = TypeVar("I")  # noqa: E741
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 DIGEST_CHARS = 16
+POLL_SECONDS = 0.05
+"""Between two looks of a process whose shards are done at those of the others."""
 
 
 def canonical_json(value: Any) -> str:
@@ -66,7 +75,7 @@ def _fsync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -181,12 +190,16 @@ class Work:
         return path
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the artifact."""
+        """Write a JSON file of the artifact, on rank 0."""
+        if not ranks.is_first():
+            return
         text = json.dumps(value, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
         write_atomically(self.folder / name, text.encode("ascii"))
 
     def write_records(self, records: Sequence[Any], name: str = RECORDS) -> None:
-        """Write a JSONL file of the artifact."""
+        """Write a JSONL file of the artifact, on rank 0."""
+        if not ranks.is_first():
+            return
         write_atomically(self.folder / name, "".join(map(dump_line, records)).encode("ascii"))
 
 
@@ -202,6 +215,21 @@ def _finished_shards(folder: Path) -> dict[int, Path]:
     return shards
 
 
+def _claimed(numbers: Sequence[int]) -> Iterator[int]:
+    """Those of the numbers that this rank takes; each goes to the one that asks first."""
+    claims = ranks.Counter()
+    while (place := claims.add(1) - 1) < len(numbers):
+        yield numbers[place]
+
+
+def _await_others(written: ranks.Counter, num: int, progress: Bar) -> None:
+    """Wait until every shard is written, in steps, so that a signal ends it at once."""
+    while written.add(0) < num:
+        progress.update(0)
+        time.sleep(POLL_SECONDS)
+    progress.update(0)
+
+
 def in_shards(
     work: Work,
     items: Sequence[I],
@@ -214,47 +242,69 @@ def in_shards(
 ) -> list[R]:
     """Map items to records shard by shard; finished shards survive a kill and are read back.
 
+    Every rank calls it with the same items and gets all records.
+
     Args:
         work: The stage's folder.
         items: All the rows, in order; the list must be a pure function of the digest.
         kind: The record type, one record per item.
         shard_size: Rows per shard and so per batch.
-        make: Computes the records of one shard; may call its second argument with a number of
-            units as it goes, what is left of the shard's units is counted after it.
+        make: Computes the records of one shard, by itself; may call its second argument with a
+            number of units as it goes, what is left of the shard's units is counted after it.
         unit: What the progress bar counts, plural.
         units_per_item: Units per row.
     """
     folder = work.scratch / "shards"
     folder.mkdir(exist_ok=True)
-    finished = _finished_shards(folder)
+    shards = ranks.broadcast(_finished_shards(folder) if ranks.is_first() else {})
     chunks = [items[start : start + shard_size] for start in range(0, len(items), shard_size)]
-    reused = sum(len(chunk) for number, chunk in enumerate(chunks) if number in finished)
-    records: list[R] = []
+    missing = [number for number in range(len(chunks)) if number not in shards]
+    todo = sum(len(chunks[number]) for number in missing)
+    made: dict[int, Path] = {}
+    written = ranks.Counter()
     with bar(
         len(items) * units_per_item,
         name=work.artifact.stage,
         unit=unit,
-        initial=reused * units_per_item,
+        initial=(len(items) - todo) * units_per_item,
+        shared=True,
     ) as progress:
-        for number, chunk in enumerate(chunks):
-            if path := finished.get(number):
-                records += parse_lines(kind, path.read_text("ascii"), str(path))
-                continue
+        for number in _claimed(missing):
             counted: list[int] = []
 
             def advance(units: int, counted: list[int] = counted) -> None:
                 counted.append(units)
                 progress.update(units)
 
-            shard = make(chunk, advance)
+            chunk = chunks[number]
+            with ranks.apart():
+                shard = make(chunk, advance)
             assert len(shard) == len(chunk), f"{len(shard)} records for {len(chunk)} items"
             data = "".join(map(dump_line, shard)).encode("ascii")
-            sha256 = hashlib.sha256(data).hexdigest()
-            write_atomically(folder / f"{number:05d}.{sha256}.jsonl", data)
+            made[number] = folder / f"{number:05d}.{hashlib.sha256(data).hexdigest()}.jsonl"
+            write_atomically(made[number], data)
             fault(f"{work.artifact.stage}:shard")
             progress.update(len(chunk) * units_per_item - sum(counted))
-            records += shard
-    return records
+            written.add(1)
+        _await_others(written, len(missing), progress)
+    for others in ranks.gathered(made):
+        shards |= others
+    return [record for number in range(len(chunks)) for record in _read(kind, shards[number])]
+
+
+def _read(kind: type[R], path: Path) -> Iterator[R]:
+    """A finished shard's records.
+
+    Raises:
+        UserError: when it is not what was written.
+    """
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != path.name.split(".")[1]:
+        raise UserError(
+            f"{path}: its bytes are not those of its name. It was damaged while the run went on; "
+            "run the same command again, and it is computed again."
+        )
+    return parse_lines(kind, content.decode("ascii"), str(path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,13 +320,17 @@ class Store:
 
     @contextlib.contextmanager
     def filling(self, artifact: Artifact) -> Iterator[Work]:
-        """Hold an artifact's lock while its folder is being filled.
+        """Hold an artifact's lock while its folder is being filled; rank 0 holds it for all.
 
-        Another process that fills the same artifact is waited for; what it made is then reused.
+        Another run that fills the same artifact is waited for; what it made is then reused. What
+        rank 0 says next tells the others that the lock is held.
 
         Raises:
             UserError: when the folder cannot be made or written.
         """
+        if not ranks.is_first():
+            yield Work(artifact=artifact)
+            return
         try:
             artifact.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -292,7 +346,17 @@ class Store:
             yield work
 
     def commit(self, work: Work, manifest: dict[str, Any]) -> None:
-        """Make an artifact complete: hash its files, write the manifest last, drop the scratch."""
+        """Make an artifact complete, on every rank at once.
+
+        Rank 0 hashes its files, writes the manifest last and drops the scratch when nobody reads
+        there any more.
+        """
+        ranks.barrier()
+        if ranks.is_first():
+            self._commit(work, manifest)
+        ranks.barrier()
+
+    def _commit(self, work: Work, manifest: dict[str, Any]) -> None:
         folder = work.folder
         for orphan in folder.rglob(".*.tmp"):
             orphan.unlink()

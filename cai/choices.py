@@ -204,6 +204,15 @@ class KLPlace(StrEnum):
     """A term of the loss: each token by itself, weighed against whitened advantages."""
 
 
+class SamplerCorrection(StrEnum):
+    """What PPO does about a sampler whose law is not quite the one that is trained."""
+
+    none = "none"
+    """Nothing: the gap is reported only."""
+    truncated = "truncated"
+    """Truncated importance sampling: each token's loss is weighed by the ratio of the two laws."""
+
+
 class AtCut(StrEnum):
     """What a response that was cut at `max_new_tokens` is to PPO."""
 
@@ -303,3 +312,12 @@ class FailOn(StrEnum):
     error = "error"
     warning = "warning"
     never = "never"
+
+
+class Strategy(StrEnum):
+    """How several processes train together; Lightning's strategies."""
+
+    ddp = "ddp"
+    """All weights in each process, gradients added up."""
+    fsdp = "fsdp"
+    """FSDP2: each process holds a part of every block's weights."""

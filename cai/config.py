@@ -30,6 +30,7 @@ from cai.choices import (
     Precision,
     PrincipleSampling,
     Select,
+    Strategy,
     WandbMode,
 )
 from cai.evaluation_config import EvaluationConfig, SamplingConfig
@@ -111,6 +112,10 @@ class DataConfig:
         fraction(self, "domain_frac", "evaluation_frac")
 
 
+ALL = -1
+"""All devices of a node, as in Lightning."""
+
+
 @dataclass(kw_only=True, slots=True)
 class HardwareConfig:
     """What the run computes on; nothing here changes the mathematics or an artifact's digest."""
@@ -119,8 +124,17 @@ class HardwareConfig:
     accelerator: str
     """Lightning's accelerator: `cpu`, `gpu` or `auto`."""
     devices: int
+    """Processes on a node, one for each device, in any phase that computes with models; -1: as many
+    as there are. Whatever their number, the results are the same."""
+    num_nodes: int
+    """Machines; above 1 torchrun, srun or hardware=slurm must start the processes."""
+    strategy: Strategy
+    """How processes train together: each has all weights, or a part of them."""
+    activation_checkpointing: bool
+    """Compute a block's activations again in the backward pass; with strategy=fsdp."""
     num_threads: int | None
-    """Torch threads of this process; null: all cores, or one where OMP_NUM_THREADS says so."""
+    """Torch threads of a process; null: all cores, of several processes their share, or one where
+    OMP_NUM_THREADS says so."""
     precision: Precision
     micro_batch_size: int
     """Sequences per forward and backward pass in training; gradients are accumulated."""
@@ -139,7 +153,15 @@ class HardwareConfig:
         positive(self, "micro_batch_size", "teraflops", "gb_per_second")
         if self.memory_gb is not None:
             positive(self, "memory_gb")
-        check(self.devices == 1, f"devices must be 1, not {self.devices}: one process trains")
+        check(
+            self.devices == ALL or self.devices > 0,
+            f"devices must be a number above 0, or {ALL} for all there are, not {self.devices}",
+        )
+        positive(self, "num_nodes")
+        check(
+            self.strategy is Strategy.fsdp or not self.activation_checkpointing,
+            "activation_checkpointing is for strategy=fsdp",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -453,11 +475,6 @@ class Config:
         check(
             isinstance(self.phase, CompareConfig) or self.runs is None,
             f"runs is for phase=compare; phase={self.phase.name} starts from its settings",
-        )
-        check(
-            self.model.engine.server is None,
-            "model.engine must be transformers or vllm: a server cannot take the adapters that are "
-            "trained here; another role can use one: engine@phase.feedback_model.engine=endpoint",
         )
         check(
             not (isinstance(self.phase, RLAIFConfig) and self.phase.gold)

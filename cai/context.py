@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cai import ranks
 from cai.artifacts import Artifact, Store, Work, write_atomically
 from cai.config import HardwareConfig
 from cai.constitution import Constitution
@@ -111,7 +112,10 @@ class RunContext:
     results: list[StageResult] = field(default_factory=list)
 
     def run(self, stage: Stage) -> Artifact:
-        """The stage's artifact: found, computed, or in a plan only named."""
+        """The stage's artifact: found, computed, or in a plan only named.
+
+        Every rank runs the same stages; rank 0 looks what there is and holds the lock.
+        """
         config = stage.config
         section = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
         key = {
@@ -122,7 +126,7 @@ class RunContext:
             "seed": self.seed,
         }
         artifact = self.store.artifact(stage.name, key)
-        if artifact.complete:
+        if ranks.broadcast(ranks.is_first() and artifact.complete):
             counts = artifact.manifest()["counts"]
             self._note(stage, artifact, key, StageStatus.reused, 0.0, counts)
             self._replay(artifact)
@@ -134,17 +138,18 @@ class RunContext:
 
     def _fill(self, stage: Stage, artifact: Artifact, key: dict[str, Any]) -> None:
         with self.store.filling(artifact) as work:
-            if artifact.complete:
+            if ranks.broadcast(ranks.is_first() and artifact.complete):
                 counts = artifact.manifest()["counts"]
                 self._note(stage, artifact, key, StageStatus.reused, 0.0, counts)
                 self._replay(artifact)
                 return
-            continued = self._same_precision(work)
+            continued = ranks.broadcast(ranks.is_first() and self._same_precision(work))
             fault(f"{stage.name}:start")
             started = time.monotonic()
             with metered(work.scratch / "usage.jsonl") as meter:
                 stage.run(work)
             release_memory()
+            ranks.barrier()
             seconds = time.monotonic() - started
             spent = meter.total()
             if spent.counts():
@@ -157,6 +162,7 @@ class RunContext:
                 "continued": continued,
                 "precision": self._precision(),
                 "threads": torch.get_num_threads(),
+                "processes": ranks.num_processes(),
                 "versions": versions(),
             }
             self.store.commit(work, manifest)
@@ -210,7 +216,10 @@ class RunContext:
 
 @dataclass(slots=True, kw_only=True)
 class Curve:
-    """A training stage's metrics by step: tracked, kept over a kill, stored with the artifact."""
+    """A training stage's metrics by step: tracked, kept over a kill, stored with the artifact.
+
+    Only on rank 0; the others have the same metrics.
+    """
 
     work: Work
     tracker: Tracker
@@ -220,7 +229,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         path = self._path()
-        if path.is_file():
+        if ranks.is_first() and path.is_file():
             self.rows = dict(_whole_lines(path))
             lines = (json.dumps([step, metrics]) + "\n" for step, metrics in self.rows.items())
             write_atomically(path, "".join(lines).encode("ascii"))
@@ -230,6 +239,8 @@ class Curve:
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """Take one step's metrics; steps after it, from before a kill, are dropped."""
+        if not ranks.is_first():
+            return
         self.rows = {k: v for k, v in self.rows.items() if k < step} | {step: metrics}
         with self._path().open("a", encoding="ascii") as stream:
             stream.write(json.dumps([step, metrics]) + "\n")
@@ -241,6 +252,8 @@ class Curve:
 
     def save(self) -> None:
         """Write the curve into the artifact; track it if the training was over before this run."""
+        if not ranks.is_first():
+            return
         if not self.tracked:
             replay(self.tracker, self.work.artifact.stage, self.rows)
         self.work.write_json(CURVE, [{"step": s, **m} for s, m in sorted(self.rows.items())])

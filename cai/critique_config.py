@@ -126,9 +126,3 @@ def check_one_critic(config: SLCAIConfig, where: str) -> None:
         f"critique_models must be main alone with {where}, found "
         f"{', '.join(config.critique_models)}: one critic is trained",
     )
-    check(
-        config.critique_models["main"].engine.server is None,
-        f"critique_models.main.engine must be transformers or vllm with {where}: a server cannot "
-        "take the critic that is trained here; type "
-        "engine@phase.critique_models.main.engine=transformers",
-    )

@@ -37,9 +37,14 @@ class Tokens:
 
     ids: tuple[int, ...]
     """With the end-of-sequence token when one was sampled."""
-    logprob: float
-    """Sum over `ids` under the sampling law (at temperature 0: under temperature 1), nats."""
+    logprobs: tuple[float, ...]
+    """Of each of `ids` under the sampling law (at temperature 0: under temperature 1), nats."""
     finished: bool
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole response."""
+        return sum(self.logprobs)
 
 
 def row_generator(seed: int) -> torch.Generator:
@@ -217,13 +222,13 @@ class Generator:
         logits = batch.prefill(prompts, shared=shared, num_new_tokens=max_new_tokens)
         active = list(range(len(prompts)))
         ids: list[list[int]] = [[] for _ in prompts]
-        totals = [0.0] * len(prompts)
+        said: list[list[float]] = [[] for _ in prompts]
         for step in range(max_new_tokens):
             chosen, logprobs = _draw(logits, draws[active, step], temperature)
             for row, token, value in zip(active, chosen.tolist(), logprobs.tolist(), strict=True):
                 if not ids[row] or ids[row][-1] != self.eos_id:
                     ids[row].append(token)
-                    totals[row] += value
+                    said[row].append(value)
             alive = [place for place, row in enumerate(active) if ids[row][-1] != self.eos_id]
             if step + 1 == max_new_tokens or not alive:
                 break
@@ -232,8 +237,8 @@ class Generator:
                 active, chosen = [active[place] for place in alive], chosen[alive]
             logits = batch.step(chosen)
         return [
-            Tokens(ids=tuple(row), logprob=total, finished=row[-1] == self.eos_id)
-            for row, total in zip(ids, totals, strict=True)
+            Tokens(ids=tuple(row), logprobs=tuple(own), finished=row[-1] == self.eos_id)
+            for row, own in zip(ids, said, strict=True)
         ]
 
 

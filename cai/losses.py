@@ -200,9 +200,14 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, *, estimator: str)
 
 
 def kl_loss(
-    logprobs_N: Tensor, reference_logprobs_N: Tensor, *, estimator: str, num_tokens: int
+    logprobs_N: Tensor,
+    reference_logprobs_N: Tensor,
+    *,
+    estimator: str,
+    num_tokens: int,
+    weights_N: Tensor | float = 1.0,
 ) -> Tensor:
-    """KL penalty as a term of the loss: `sum(kl_estimate) / num_tokens`.
+    """KL penalty as a term of the loss: `sum(w kl_estimate) / num_tokens`.
 
     On tokens that the policy sampled, the gradient of k2 is in expectation that of
     KL(policy || reference), and the gradient of k3 that of KL(reference || policy). The gradient of
@@ -213,9 +218,10 @@ def kl_loss(
         reference_logprobs_N: Of the SL-CAI policy.
         estimator: k2 or k3.
         num_tokens: Response tokens of the whole optimizer step.
+        weights_N: Importance weights of tokens that another law sampled (`sampler_weights`).
     """
     kl_N = kl_estimate(logprobs_N, reference_logprobs_N, estimator=estimator)
-    return kl_N.sum() / max(1, num_tokens)
+    return (weights_N * kl_N).sum() / max(1, num_tokens)
 
 
 def adaptive_kl_coef(
@@ -314,6 +320,24 @@ def gae(
     return Advantages(advantages_BT=advantages_BT, returns_BT=advantages_BT + values_BT)
 
 
+def sampler_weights(logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:
+    """Truncated importance weights of sampled tokens: `min(exp(logprob - sampler_logprob), cap)`.
+
+    Under another engine's law q than the trained one's p, the mean of `p / q * f` is that of `f`
+    under p; the cap bounds its variance and biases tokens that q hardly ever samples (Ionides
+    2008, doi:10.1198/106186008X320456; for samplers of language models Yao et al. 2025, "Your
+    Efficient RL Framework Secretly Brings You Off-Policy RL Training"). Each token is corrected
+    given those before it; how likely q was to come there is not. Without gradient.
+
+    Args:
+        logprobs: Of the policy when the rollouts were made, by the training engine, nats.
+        sampler_logprobs: Of what sampled, at the same temperature.
+        cap: The largest weight, above 1.
+    """
+    ratio = (logprobs - sampler_logprobs).clamp(max=20.0).exp()
+    return ratio.clamp(max=cap).detach()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss:
     """PPO's policy objective and what tells whether the step was too large."""
@@ -334,10 +358,11 @@ def policy_loss(
     *,
     clip_ratio: float,
     num_tokens: int,
+    weights_N: Tensor | float = 1.0,
 ) -> PolicyLoss:
     """Clipped surrogate (Schulman et al. 2017, eq. 7), a mean over tokens.
 
-    `sum(max(-A r, -A clip(r, 1 - clip_ratio, 1 + clip_ratio))) / num_tokens`
+    `sum(w max(-A r, -A clip(r, 1 - clip_ratio, 1 + clip_ratio))) / num_tokens`
 
     Args:
         logprobs_N: Of the policy that is being updated, with gradient.
@@ -345,13 +370,14 @@ def policy_loss(
         advantages_N: Whitened advantages.
         clip_ratio: Half-width of the interval around 1.
         num_tokens: Response tokens of the whole optimizer step.
+        weights_N: Importance weights of tokens that another law sampled (`sampler_weights`).
     """
     log_ratio_N = logprobs_N - old_logprobs_N
     ratio_N = log_ratio_N.exp()
     plain_N = -advantages_N * ratio_N
     clipped_N = -advantages_N * ratio_N.clamp(1 - clip_ratio, 1 + clip_ratio)
     return PolicyLoss(
-        loss=torch.maximum(plain_N, clipped_N).sum() / max(1, num_tokens),
+        loss=(weights_N * torch.maximum(plain_N, clipped_N)).sum() / max(1, num_tokens),
         ratio_N=ratio_N.detach(),
         clipped_N=(clipped_N > plain_N).detach(),
         approx_kl_N=log_ratio_N.detach().square() / 2,

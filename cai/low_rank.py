@@ -21,7 +21,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import Parameter
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from cai.artifacts import write_atomically, write_json
 from cai.errors import UserError
@@ -112,6 +112,29 @@ def saved_lora(folder: Path) -> LoRAConfig | None:
     return LoRAConfig(
         rank=config["r"], alpha=config["lora_alpha"], target_modules=config["target_modules"]
     )
+
+
+def write_empty(architecture: PreTrainedConfig, lora: LoRAConfig, folder: Path) -> None:
+    """Write an adapter that changes nothing, for a model whose weights are not read.
+
+    Args:
+        architecture: Of the model.
+        lora: Rank, scale and layers.
+        folder: Made when it is not there.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(architecture)
+    state = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in lora.target_modules:
+            key = f"base_model.model.{name}"
+            state[f"{key}.lora_A.weight"] = torch.zeros(lora.rank, layer.in_features)
+            state[f"{key}.lora_B.weight"] = torch.zeros(layer.out_features, lora.rank)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / ADAPTER_FILE, to_safetensors(state))
+    config = _peft_config(lora).to_dict() | {"inference_mode": True}
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(folder / CONFIG_FILE, config)
 
 
 def _merged_weight(layer: LoraLinear, adapter: str) -> Tensor:

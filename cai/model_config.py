@@ -35,9 +35,9 @@ class ServerConfig:
     key_env: str | None
     """Environment variable that holds the key; null: none is sent."""
     num_parallel: int
-    """Requests in flight."""
+    """Requests in flight, of all processes of a run together."""
     requests_per_minute: float
-    """Retries included; 0: no limit."""
+    """Of all processes of a run together, retries included; 0: no limit."""
     max_retries: int
     """After a timeout, a lost connection, status 408, 409, 429 or 5xx; with growing pauses."""
     timeout_seconds: float
@@ -93,7 +93,8 @@ class EngineConfig:
     vllm: VLLMConfig | None
     """For `name: vllm`, else null."""
     server: ServerConfig | None
-    """For `name: endpoint`, else null; it must serve the role's own weights."""
+    """For `name: endpoint`, else null; it must serve the role's own weights. A trained policy is
+    loaded into it as an adapter of every round, by the folder's path."""
 
     def __post_init__(self) -> None:
         check(
@@ -134,10 +135,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         positive(self, "max_context")
         check(
-            self.adapter is Adapter.lora or self.engine.name is not EngineName.vllm,
-            f"adapter={self.adapter.value} cannot be sampled from by vLLM, which would have to "
-            "start anew for every policy: type engine@<this model>.engine=transformers, or "
-            "adapter=lora",
+            self.adapter is Adapter.lora or self.engine.name is EngineName.transformers,
+            f"adapter={self.adapter.value} cannot be sampled from by engine="
+            f"{self.engine.name.value}, which would have to start anew for every policy: type "
+            "engine@<this model>.engine=transformers, or adapter=lora",
         )
         check(
             self.start is None or self.engine.name is EngineName.transformers,

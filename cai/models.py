@@ -23,11 +23,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from cai import embedded
+from cai import embedded, ranks
 from cai.artifacts import Artifact, digest_of, file_sha256, write_atomically
 from cai.choices import EngineName, ModelSource, Precision
 from cai.config import HardwareConfig
-from cai.engines import Engine
+from cai.engines import Engine, check_probe
 from cai.engines.transformers import TransformersEngine
 from cai.errors import UserError
 from cai.full_weights import copy_of
@@ -75,7 +75,7 @@ class Weights:
     def apart(self) -> Weights:
         """The same weights in modules of their own: adapters on `model` are not on them."""
         found = copy.copy(self)
-        if self.config.engine.name is EngineName.transformers:
+        if self.config.engine.name is EngineName.transformers or "model" in vars(self):
             _ = self.model  # read now, if it was not
             found.take(self._untouched)
         return found
@@ -138,10 +138,9 @@ class BaseModel:
         return self.weights.model
 
     def generator(self, model: PreTrainedModel | None = None) -> Engine:
-        """What samples from this base by its engine, or from a changed copy of it.
+        """What samples from this base by its engine, or from a changed copy of it in this process.
 
-        A changed copy, such as the policy during PPO, is in this process only and is sampled from
-        here whatever the engine: any other would have to read it from the disk in every round.
+        Another engine gets a changed policy by its folder (`with_adapter`).
         """
         if model is None:
             return self._engine(None)
@@ -151,13 +150,16 @@ class BaseModel:
         """The engine of this base with a saved adapter.
 
         Raises:
-            UserError: when the adapter is of another base, or the engine cannot have it.
+            UserError: when the adapter is of another base, or the engine cannot have it or says
+                something else with it than it did where it was made.
         """
         from cai import adapters
 
         if self.config.engine.name is not EngineName.transformers:
-            adapters.identity_of(folder, self.sha256)
-            return self._engine(folder)
+            identity = adapters.identity_of(folder, self.sha256)
+            engine = self._engine(folder.resolve())
+            check_probe(engine, identity["probe"], folder=folder, name=self.config.name)
+            return engine
         tuned = adapters.load(self.model, folder, adapter=POLICY, base_sha256=self.sha256)
         try:
             return self.generator(adapters.merged_copy(tuned, POLICY))
@@ -182,12 +184,6 @@ class BaseModel:
                     adapter=adapter,
                 )
             case EngineConfig(server=server) if server is not None:
-                if adapter is not None:
-                    raise UserError(
-                        f"engine=endpoint: the server has the base {config.name}, not the policy "
-                        "that was trained on it. Type engine@model.engine=transformers or "
-                        "engine@model.engine=vllm"
-                    )
                 from cai.endpoint import Client
                 from cai.engines.endpoint import EndpointEngine
 
@@ -197,6 +193,7 @@ class BaseModel:
                     eos_id=self.eos_id,
                     max_context=config.max_context,
                     vocab_size=self.weights.sizes.vocabulary,
+                    adapter=adapter,
                 )
             case _:
                 return self.generator(self.model)
@@ -215,7 +212,7 @@ def device_of(hardware: HardwareConfig) -> torch.device:
     if hardware.accelerator == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", ranks.world().local_rank)
     if hardware.accelerator == "auto":
         return torch.device("cpu")
     raise UserError(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
+from cai import ranks
 from cai.errors import UserError
 from cai.faults import fault
 from cai.training_config import OptimizerConfig
@@ -65,6 +66,23 @@ def warmup_factor(step: int, *, total_steps: int, warmup_frac: float) -> float:
     return max(0.0, min(1.0, step / max(1, round(warmup_frac * total_steps))))
 
 
+def sum_gradients(parameters: list[Parameter]) -> None:
+    """Add up gradients over the ranks, in one buffer; one that no rank has stays away.
+
+    Losses are divided by what the whole step has (tokens, weights), so the sum is the gradient of
+    the whole step, whichever rank had which micro-batches.
+    """
+    if ranks.world().size == 1 or not parameters:
+        return
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    there = torch.tensor([float(p.grad is not None) for p in parameters], device=parts[0].device)
+    flat = torch.cat([*(part.flatten().float() for part in parts), there])
+    *sums, there = ranks.sum_over_ranks(flat).split([*(part.numel() for part in parts), len(parts)])
+    for parameter, total, is_there in zip(parameters, sums, there.tolist(), strict=True):
+        if is_there:
+            parameter.grad = total.view_as(parameter).to(parameter.dtype)
+
+
 def apply_update(
     optimizer: LightningOptimizer,
     loss: Tensor,
@@ -76,11 +94,11 @@ def apply_update(
     delay: int = 0,
     clip_apart: bool = False,
 ) -> float:
-    """Change the weights by the gradients that are there; return the gradient's norm.
+    """Change the weights by the gradients of all ranks; return the norm of their sum.
 
     Args:
         optimizer: From `LightningModule.optimizers()`.
-        loss: The loss of the whole optimizer step, detached.
+        loss: The loss of the whole optimizer step, over all ranks, detached.
         config: Warm-up and clipping.
         stage: For messages and fault points.
         step: Optimizer step, counted from 1.
@@ -95,6 +113,7 @@ def apply_update(
         raise NonFiniteError(stage=stage, step=step, what=f"the loss ({float(loss)})")
     groups = optimizer.param_groups
     networks = [group["params"] for group in groups]
+    sum_gradients([parameter for network in networks for parameter in network])
     if not clip_apart:
         networks = [[parameter for network in networks for parameter in network]]
     norm = math.hypot(

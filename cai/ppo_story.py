@@ -71,6 +71,7 @@ def ppo_of(
             "ppo_epochs": str(ppo.ppo_epochs),
             "learning_rate": f"{ppo.optimizer.learning_rate:g}",
             "temperature": f"{ppo.temperature:g}",
+            "sampler_correction": ppo.sampler_correction.value,
         },
         curves=curves_of(
             policy,
@@ -102,6 +103,12 @@ def ppo_of(
                 "Explained variance of the value head",
                 "share",
                 "1 is perfect, 0 is no better than the mean.",
+            ),
+            (
+                {"val/sampler_kl": "KL", "val/sampler_gap": "difference"},
+                "Sampler against trainer",
+                "nats per token",
+                "How far what sampled is from what is trained; 0 where both compute alike.",
             ),
         ),
     )

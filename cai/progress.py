@@ -3,11 +3,13 @@
 In a log file or a CI job a bar that redraws itself is noise, so without a terminal one line is
 written at most every 15 seconds and one at the end, with no carriage returns. In both forms, work
 that an earlier run had done (`initial`) counts as progress but not towards the rate: time left is
-judged by what this process does.
+judged by what this run does. Of several processes rank 0 alone shows anything, and a bar that is
+shared counts what all of them do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -17,6 +19,8 @@ from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
+from cai import ranks
+
 LINE_SECONDS = 15.0
 
 
@@ -24,7 +28,7 @@ class Bar(Protocol):
     """What a stage tells about its progress."""
 
     def update(self, n: int = 1) -> None:
-        """So many more are done."""
+        """So many more are done here; 0 looks at what the others have done."""
 
     def note(self, **values: float | str) -> None:
         """Latest values to show beside the count, e.g. `loss=2.31`."""
@@ -37,6 +41,7 @@ def bar(
     name: str,
     unit: str,
     initial: int = 0,
+    shared: bool = False,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Bar]:
@@ -47,9 +52,26 @@ def bar(
         name: Stage.
         unit: What is counted, plural, e.g. `prompts`.
         initial: How many an earlier run has done.
+        shared: Each rank counts its own part of the total; otherwise all count the same.
         stream: Standard error when None.
         clock: Seconds; for tests.
     """
+    counter = ranks.Counter() if shared else None
+    own = _own(total, name=name, unit=unit, initial=initial, stream=stream, clock=clock)
+    with own if ranks.is_first() else contextlib.nullcontext(_Silent()) as drawn:
+        yield drawn if counter is None else _SharedBar(drawn, counter)
+
+
+@contextmanager
+def _own(
+    total: int,
+    *,
+    name: str,
+    unit: str,
+    initial: int,
+    stream: TextIO | None,
+    clock: Callable[[], float],
+) -> Iterator[Bar]:
     out = sys.stderr if stream is None else stream
     if out.isatty() and os.environ.get("TERM") != "dumb":
         with tqdm(
@@ -70,6 +92,32 @@ def bar(
         lines.finish("stopped at ")
         raise
     lines.finish("")
+
+
+class _Silent:
+    """What a rank shows that is not the first."""
+
+    def update(self, n: int = 1) -> None:
+        """Nothing is shown."""
+
+    def note(self, **values: float | str) -> None:
+        """Nothing is shown."""
+
+
+class _SharedBar:
+    """A bar that every rank counts its part of."""
+
+    def __init__(self, drawn: Bar, counter: ranks.Counter) -> None:
+        self._drawn, self._counter = drawn, counter
+        self._seen = 0
+
+    def update(self, n: int = 1) -> None:
+        done = self._counter.add(n)
+        self._drawn.update(done - self._seen)
+        self._seen = done
+
+    def note(self, **values: float | str) -> None:
+        self._drawn.note(**values)
 
 
 class _TerminalBar:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
+I = TypeVar("I")  # noqa: E741
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=7)
@@ -54,6 +55,11 @@ def world() -> World:
 def is_first() -> bool:
     """Whether this process writes, logs and reports."""
     return _world.rank == 0
+
+
+def is_joined() -> bool:
+    """Whether there are others."""
+    return _world.size > 1
 
 
 def num_processes() -> int:
@@ -97,6 +103,16 @@ def joined(world: World, *, accelerator: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def share(items: Sequence[T]) -> list[T]:
+    """This rank's part, in order; alone, all of it.
+
+    Dealt out back and forth, so that the parts of what is sorted by its cost cost the same.
+    """
+    rank, size = world().rank, world().size
+    turns = (rank, 2 * size - 1 - rank)
+    return [item for place, item in enumerate(items) if place % (2 * size) in turns]
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if world().size > 1:
@@ -134,6 +150,32 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
         dist.all_reduce(tensor)
     return tensor
+
+
+def in_parts(items: Sequence[I], size: int, make: Callable[[Sequence[I]], Sequence[T]]) -> list[T]:
+    """Compute something of items, a fixed part at a time, by whoever's turn it is.
+
+    Args:
+        items: The same on every rank.
+        size: Items of a part, whatever the number of ranks: texts depend on their batch.
+        make: One result per item, by itself.
+    """
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    mine = share(range(len(parts)))
+    with apart():
+        found = {number: make(parts[number]) for number in mine}
+    for others in gathered(found):
+        found |= others
+    return [one for number in range(len(parts)) for one in found[number]]
+
+
+def concatenated(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Every rank's part after one another, on every rank; parts may differ in that dimension."""
+    if world().size == 1:
+        return tensor
+    import torch
+
+    return torch.cat(gathered(tensor.cpu()), dim).to(tensor.device)
 
 
 class Counter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cai.choices import EngineName
 from cai.config import (
     AuditPhaseConfig,
     ComparedConfig,
@@ -49,6 +50,25 @@ def roles(config: Config) -> dict[str, Asked]:
     return found
 
 
+def served_roles(config: Config) -> dict[str, Asked]:
+    """Roles that a server or vLLM has."""
+    return {
+        name: one
+        for name, one in roles(config).items()
+        if isinstance(one, ServerConfig) or one.engine.name is not EngineName.transformers
+    }
+
+
+def trained_roles(config: Config) -> set[str]:
+    """Roles that adapters are trained for, which are then sampled from."""
+    phase, found = config.phase, set()
+    if isinstance(phase, CritiqueModelConfig | CritiqueRLConfig):
+        found |= {name for name in roles(config) if name.startswith("critique model")}
+    if isinstance(phase, SLCAIConfig | RLHFConfig) and not isinstance(phase, CritiqueModelConfig):
+        found.add("policy")
+    return found
+
+
 def _plays(config: Config) -> bool:
     """Whether policies meet in a tournament."""
     if isinstance(config.phase, EvaluateConfig):
@@ -86,6 +106,17 @@ def feedback_roles(
 def name_of(asked: Asked) -> str:
     """How reports call a model."""
     return f"{asked.model} (server)" if isinstance(asked, ServerConfig) else asked.name
+
+
+def told_of(asked: Asked) -> str:
+    """A model's name, and what samples from it and scores with it where that is not this process.
+
+    A policy is trained in this process whatever samples from it.
+    """
+    if isinstance(asked, ServerConfig) or asked.engine.name is EngineName.transformers:
+        return name_of(asked)
+    by = f"a server at {asked.engine.server.url}" if asked.engine.server else "vLLM"
+    return f"{asked.name} (sampled by {by})"
 
 
 def judge_name(config: FeedbackConfig, default: ModelConfig) -> str:

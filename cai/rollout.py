@@ -3,10 +3,10 @@
 Tokens in, tokens out: a response is never decoded and encoded again. Log-probabilities of the
 policy and of the reference come from the training engine, in the very micro-batches of the
 update's first pass, so that the probability ratio there is exactly 1; what the sampler itself said
-is kept only to report the gap. The reference is the SL-CAI adapter. Values come from a head on the
-policy's trunk, or on that of an adapter of its own. Scores come from a function of closed
-sequences: a response that was cut gets the end-of-sequence token that a preference model reads its
-score at (`cai.scoring`; Bai et al. 2022a, app. A.2, append one too).
+is compared with them (`cai.sampler_gap`). The reference is the SL-CAI adapter. Values come from a
+head on the policy's trunk, or on that of an adapter of its own. Scores come from a function of
+closed sequences: a response that was cut gets the end-of-sequence token that a preference model
+reads its score at (`cai.scoring`; Bai et al. 2022a, app. A.2, append one too).
 
 A response without tokens takes part in nothing: its score is 0, it has no reward and no advantage,
 and it is counted.
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cai import advantages
+from cai import advantages, ranks
 from cai.adapters import active, forward_hidden
 from cai.advantages import Values
 from cai.batches import (
@@ -40,6 +40,7 @@ from cai.batches import (
 from cai.full_weights import Tuned
 from cai.heads import ScoreHead, TokenLogprobs, seeded_generator, token_logprobs
 from cai.optimisation import NonFiniteError
+from cai.sampler_gap import importance_weights, sampler_logprobs
 from cai.scoring import TokenScore, closed
 from cai.training_config import PPOConfig
 
@@ -53,8 +54,8 @@ class Sampled:
     """With the end-of-sequence token when one was sampled."""
     finished: bool
     """Whether it ends with the end-of-sequence token."""
-    logprob: float | None = None
-    """Sum over the response under the sampler, nats; None when it is not known."""
+    logprobs: tuple[float, ...] | None = None
+    """Of each token under the sampler, nats; None when they are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,10 @@ class RolloutBatch:
     """Whether the response ends with the end-of-sequence token, bool."""
     old_logprobs_BT: Tensor
     """Of the policy that sampled, by the training engine, nats."""
+    sampler_logprobs_BT: Tensor
+    """As the sampler said; NaN when it is not known."""
+    weights_BT: Tensor
+    """What a token's loss is multiplied by, for the gap between the two."""
     reference_logprobs_BT: Tensor
     """Of the SL-CAI policy."""
     entropy_BT: Tensor
@@ -109,8 +114,6 @@ class RolloutBatch:
     advantages_BT: Tensor
     """Whitened over the tokens of the whole batch."""
     returns_BT: Tensor
-    sampler_logprobs_B: Tensor
-    """Sum over the response as the sampler said; NaN when it is not known."""
 
     def __len__(self) -> int:
         return len(self.ids_BS)
@@ -133,7 +136,8 @@ class RolloutBatch:
             rewards_BT=self.rewards_BT.to(device),
             advantages_BT=self.advantages_BT.to(device),
             returns_BT=self.returns_BT.to(device),
-            sampler_logprobs_B=self.sampler_logprobs_B.to(device),
+            sampler_logprobs_BT=self.sampler_logprobs_BT.to(device),
+            weights_BT=self.weights_BT.to(device),
         )
 
     def tokens(self, rows: Sequence[int]) -> TokenBatch:
@@ -208,7 +212,7 @@ class _Sequences:
     response_lengths: tuple[int, ...]
     response_mask_BT: Tensor
     finished_B: Tensor
-    sampler_logprobs_B: Tensor
+    sampler_logprobs_BT: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,14 +224,14 @@ class _Measured:
 
 def _sequences(samples: Sequence[Sampled], *, pad_id: int, device: torch.device) -> _Sequences:
     response_lengths = tuple(len(sample.response_ids) for sample in samples)
-    sampler = [float("nan") if s.logprob is None else s.logprob for s in samples]
+    mask_BT = length_mask(response_lengths, max(response_lengths)).to(device)
     return _Sequences(
         ids_BS=pad([s.prompt_ids + s.response_ids for s in samples], pad_id=pad_id).to(device),
         prompt_lengths=tuple(len(sample.prompt_ids) for sample in samples),
         response_lengths=response_lengths,
-        response_mask_BT=length_mask(response_lengths, max(response_lengths)).to(device),
+        response_mask_BT=mask_BT,
         finished_B=torch.tensor([sample.finished for sample in samples], device=device),
-        sampler_logprobs_B=torch.tensor(sampler, dtype=torch.float64, device=device),
+        sampler_logprobs_BT=sampler_logprobs([s.logprobs for s in samples], mask_BT),
     )
 
 
@@ -256,12 +260,12 @@ def _scores(
 
 
 def _spread(parts: Sequence[_Part], values: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
-    """Values (N,) of each micro-batch put in their places (B, T); 0 elsewhere."""
+    """Values (N,) of each micro-batch put in their places (B, T), with those of all ranks."""
     out_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
     for part, values_N in zip(parts, values, strict=True):
         rows_B = torch.tensor(part.rows, device=mask_BT.device)
         out_BT[rows_B[part.tokens.rows_N], part.tokens.columns_N] = values_N
-    return out_BT
+    return ranks.sum_over_ranks(out_BT)  # zeros and one rank's numbers: exact
 
 
 @torch.no_grad()
@@ -302,6 +306,7 @@ def _measure(
         entropy_BT=_spread(parts, [view.entropy_N for view in policy], mask_BT),
     )
     values_BT = _spread(parts, values, mask_BT)
+    ranks.sum_over_ranks(final_values_B)
     return measured, Values(values_BT=values_BT, final_values_B=final_values_B)
 
 
@@ -331,9 +336,9 @@ def log_ratios(
         micro_batch_size: Sequences per forward pass.
         pad_id: Fills the right, where it is never read.
     """
-    found = [0.0] * len(sequences)
+    found: dict[int, float] = {}
     lengths = [len(prompt) + len(response) for prompt, response in sequences]
-    for rows in split_by_length(lengths, micro_batch_size):
+    for rows in ranks.share(split_by_length(lengths, micro_batch_size)):
         tokens = collate([sequences[row] for row in rows], pad_id=pad_id).to(model.device)
         said = []
         for adapter in (policy_adapter, reference_adapter):
@@ -348,9 +353,10 @@ def log_ratios(
                         temperature=temperature,
                     ).logprob_N
                 )
-        for row, value in zip(rows, tokens.sums(said[0] - said[1]).tolist(), strict=True):
-            found[row] = value
-    return found
+        found.update(zip(rows, tokens.sums(said[0] - said[1]).tolist(), strict=True))
+    for others in ranks.gathered(found):
+        found |= others
+    return [found[row] for row in range(len(sequences))]
 
 
 def _first_pass(
@@ -417,7 +423,7 @@ def build_rollouts(
     )
     measured, values = _measure(
         model,
-        _parts(sequences, groups),
+        ranks.share(_parts(sequences, groups)),
         mask_BT,
         policy_adapter=policy_adapter,
         reference_adapter=reference_adapter,
@@ -440,5 +446,8 @@ def build_rollouts(
     estimates = advantages.estimate(
         config, rewards, values, mask_BT, unfitted=value.head if fit_values else None
     )
+    weights_BT = importance_weights(
+        config, measured.old_logprobs_BT, sequences.sampler_logprobs_BT, mask_BT
+    )
     parts = vars(sequences) | vars(measured) | vars(rewards) | vars(estimates)
-    return RolloutBatch(iteration=iteration, kl_coef=kl_coef, **parts)
+    return RolloutBatch(iteration=iteration, kl_coef=kl_coef, weights_BT=weights_BT, **parts)

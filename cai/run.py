@@ -14,7 +14,7 @@ import shlex
 import signal
 import string
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cai import __version__, launching, multirun, paths
+from cai import __version__, launching, multirun, paths, rank_start, ranks
 from cai.config import AuditPhaseConfig, CompareConfig, Config, MatrixConfig, TraceConfig
 from cai.errors import ConfigError, Interrupted, RunFailedError, UserError
 from cai.explain import CommandLine, explain
@@ -55,6 +55,17 @@ def main() -> int:
         template = OmegaConf.load(paths.CONF / "hydra" / "help" / "cai.yaml").template
         print(string.Template(template).substitute())
         return 0
+    world = rank_start.from_environment()
+    if world is None or ranks.is_joined():
+        return _command(arguments)
+    with rank_start.joined(world):
+        code = rank_start.follow(_compute) if world.rank else _command(arguments)
+        rank_start.part(code)
+    return code
+
+
+def _command(arguments: list[str]) -> int:
+    """Run a command line and return its exit code."""
     _outcomes.clear()
     multirun.forget()
     line = CommandLine(
@@ -152,34 +163,50 @@ def _run(cfg: DictConfig, job: Job, launch: Launch) -> float | None:
 
 def _phase(config: Config, job: Job) -> tuple[float | None, bool]:
     """Do what the settings ask for; its objective, and whether a comparison can read its folder."""
+    alone = _session_without_ranks(config)
+    if alone is not None:
+        with ranks.apart():
+            alone(config, job)
+        return None, False
+    comparable = not isinstance(config.phase, MatrixConfig) and not config.plan
+    config.hardware = rank_start.settled(config.hardware, plan=config.plan)
+    if config.plan:
+        with ranks.apart():
+            return _compute(config, job), comparable
+    return rank_start.on_all(_compute, config, job), comparable
+
+
+def _session_without_ranks(config: Config) -> Callable[[Config, Job], None] | None:
+    """What reads folders and documents in this process alone; None: models compute."""
     if isinstance(config.phase, AuditPhaseConfig):  # no torch: a second instead of ten
         from cai.audit import session
 
-        session.execute(config, job)
-        return None, False
-    if isinstance(config.phase, CompareConfig):  # reads folders alone
+        return session.execute
+    if isinstance(config.phase, CompareConfig):
         from cai.compare import session as compare_session
 
-        compare_session.execute(config, job)
-        return None, False
+        return compare_session.execute
     if config.evaluation.responses is not None:  # rules alone
         from cai.compliance import session as compliance_session
 
-        compliance_session.execute(config, job)
-        return None, False
+        return compliance_session.execute
     if isinstance(config.phase, TraceConfig):  # wrong ids are refused before torch is there
         from cai.trace import session as trace_session
 
-        trace_session.execute(config, job)
-        return None, False
-    if isinstance(config.phase, MatrixConfig):  # so are documents that cannot be read
+        return trace_session.execute
+    return None
+
+
+def _compute(config: Config, job: Job) -> float | None:
+    """Run a phase that computes with models, on this rank."""
+    if isinstance(config.phase, MatrixConfig):  # documents are refused before torch is there
         from cai.matrix import session as matrix_session
 
         matrix_session.execute(config, job)
-        return None, False
+        return None
     from cai.session import execute
 
-    return execute(config, job), not config.plan
+    return execute(config, job)
 
 
 def _check(arguments: list[str], line: CommandLine) -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cai import ranks
 from cai.adapters import active, forward_hidden
 from cai.batches import TokenIds, collate, split_by_length
 from cai.choices import Combine, PrincipleSampling
@@ -63,16 +64,17 @@ def score_responses(
     micro_batch_size: int,
     pad_id: int,
 ) -> list[float]:
-    """One adapter's scores, in the order given."""
-    scores = [0.0] * len(sequences)
+    """One adapter's scores, in the order given; ranks share the batches and all get all scores."""
+    scores: dict[int, float] = {}
     lengths = [len(prompt) + len(response) for prompt, response in sequences]
     with active(model, adapter):
-        for rows in split_by_length(lengths, micro_batch_size):
+        for rows in ranks.share(split_by_length(lengths, micro_batch_size)):
             tokens = collate([sequences[row] for row in rows], pad_id=pad_id).to(model.device)
             hidden = forward_hidden(model, tokens.ids_BS, tokens.mask_BS, adapter=adapter)
-            for row, score in zip(rows, head(tokens.last(hidden)).tolist(), strict=True):
-                scores[row] = score
-    return scores
+            scores.update(zip(rows, head(tokens.last(hidden)).tolist(), strict=True))
+    for others in ranks.gathered(scores):
+        scores |= others
+    return [scores[row] for row in range(len(sequences))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

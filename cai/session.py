@@ -26,16 +26,17 @@ import torch
 import transformers
 import yaml
 
-from cai import account, embedded
+from cai import account, embedded, ranks
 from cai.artifacts import Store, write_atomically
 from cai.attribution_record import FILE as ATTRIBUTION
 from cai.chapters import Outputs
 from cai.choices import ModelSource
 from cai.config import Config, DPOPhaseConfig, EvaluateConfig, RLAIFConfig, SLCAIConfig
 from cai.constitution import Constitution
-from cai.context import RunContext, versions
+from cai.context import RunContext, StageResult, StageStatus, versions
 from cai.critic_export import leave_critic
 from cai.critique_config import CritiqueModelConfig, CritiqueRLConfig
+from cai.engines import server_checks
 from cai.errors import UserError
 from cai.job import Job
 from cai.model_card import write_model_card
@@ -46,7 +47,7 @@ from cai.plan import SweepPlan, plan_text
 from cai.principle_subset import chosen_document
 from cai.report import write_report
 from cai.rlhf_config import HybridConfig, RLHFConfig
-from cai.roles import roles
+from cai.roles import roles, served_roles, trained_roles
 from cai.sizes.planning import plan_told, predict
 from cai.sizes.scene import check_weights
 from cai.summary import terminal_summary
@@ -84,6 +85,7 @@ def execute(config: Config, job: Job) -> float | None:
         return None
     if config.hardware.check_memory:
         check_memory(config, job, document)
+    require_servers(config, job, document)
     with limits_told(config, job):
         return _execute(config, job, document)
 
@@ -94,9 +96,36 @@ def check_memory(config: Config, job: Job, document: Constitution) -> None:
     Raises:
         UserError: with the setting that would fit.
     """
+    predict(config, document, _planned(config, job, document)).check()
+
+
+def _planned(config: Config, job: Job, document: Constitution) -> list[StageResult]:
+    """The stages of a run, of which nothing is computed."""
     context = open_context(dataclasses.replace(config, plan=True), job, document, MemoryTracker())
-    _run_phase(config, context)
-    predict(config, document, context.results).check()
+    with ranks.apart():
+        _run_phase(config, context)
+    return context.results
+
+
+def require_servers(config: Config, job: Job, document: Constitution) -> None:
+    """Refuse a run that has something to compute and an engine that cannot do its part.
+
+    Raises:
+        UserError: with what to install, or how the server must be started.
+    """
+    asked = served_roles(config)
+    if not asked or not ranks.is_first():
+        return
+    stages = _planned(config, job, document)
+    if any(stage.status is StageStatus.planned for stage in stages):
+        for role, one in asked.items():
+            server_checks.check_role(
+                role,
+                one,
+                hardware=config.hardware,
+                trained=role in trained_roles(config),
+                shared=Path(config.output_dir),
+            )
 
 
 @contextlib.contextmanager
@@ -137,6 +166,9 @@ def require_models(config: Config) -> None:
 
 
 def _execute(config: Config, job: Job, document: Constitution) -> float | None:
+    if not ranks.is_first():
+        _run_phase(config, open_context(config, job, document, MemoryTracker()))
+        return None
     run_dir = Path(job.run_dir)
     started = time.monotonic()
     when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
+from cai import ranks
 from cai.checkpoints import VerifiedCheckpointIO, checkpoint_path, newest, prune, step_of
 from cai.config import HardwareConfig
 from cai.faults import fault
@@ -92,7 +95,8 @@ class _Steps(Callback):
         self.on_step(self.done, outputs["metrics"])
         if self.done % self.checkpoint_every == 0 or self.done == self.max_steps:
             trainer.save_checkpoint(checkpoint_path(self.work_dir, self.done))
-            prune(self.work_dir)
+            if ranks.is_first():
+                prune(self.work_dir)
             fault(f"{self.stage}:checkpoint")
 
 
@@ -120,15 +124,41 @@ def _restore_finished(module: LightningModule, checkpoint: Path) -> None:
     module.load_state_dict(state["state_dict"], strict=False)
 
 
+class _StepwiseDDP(DDPStrategy):
+    """Lightning's DDP, whose gradients are added up once per step (`optimisation.sum_gradients`).
+
+    A step here has several backward passes, and ranks may have different numbers of them, where
+    DDP's own hooks would wait for each other after every one.
+    """
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """A whole step, in which gradients stay on their rank."""
+        with self.block_backward_sync():
+            return super().training_step(*args, **kwargs)
+
+
+def _processes(hardware: HardwareConfig) -> dict[str, Any]:
+    """What tells Lightning of the ranks that there are; they have the same weights already."""
+    world = ranks.world()
+    if world.size == 1:
+        return {"devices": [world.local_rank] if hardware.accelerator == "gpu" else 1}
+    return {
+        "devices": hardware.devices,
+        "num_nodes": hardware.num_nodes,
+        "strategy": _StepwiseDDP(init_sync=False),
+    }
+
+
 def _trainer(hardware: HardwareConfig, work_dir: Path, steps: _Steps) -> Trainer:
     """A Trainer that writes, prints and checks nothing of its own."""
+    world = [TorchElasticEnvironment()] if ranks.world().size > 1 else []
     return Trainer(
         accelerator=hardware.accelerator,
-        devices=1,
+        **_processes(hardware),
         max_epochs=1,
         default_root_dir=work_dir,
         callbacks=[steps],
-        plugins=[VerifiedCheckpointIO()],
+        plugins=[VerifiedCheckpointIO(), *world],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -171,6 +201,9 @@ def fit(
 ) -> None:
     """Train to `max_steps`, from the newest valid checkpoint in `work_dir` when there is one.
 
+    Several ranks train the same module together and end with the same weights; the checkpoints are
+    those of one process, so any number of ranks goes on from them.
+
     Args:
         module: Its `training_step` returns `{"metrics": {name: number}}`.
         loader: One batch per step; `len(loader)` is `max_steps`.
@@ -187,7 +220,7 @@ def fit(
     if len(loader) != max_steps:
         raise AssertionError(f"{len(loader)} batches for {max_steps} steps")
     work_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = newest(work_dir)
+    checkpoint = ranks.broadcast(newest(work_dir) if ranks.is_first() else None)
     if checkpoint is not None and step_of(checkpoint) == max_steps:
         _restore_finished(module, checkpoint)
         return

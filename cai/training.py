@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from cai import adapters
+from cai import adapters, ranks
 from cai.config import HardwareConfig
 from cai.full_weights import Tuned
 from cai.heads import ScoreHead
@@ -46,6 +46,11 @@ def _pairs_at_once(hardware: HardwareConfig) -> int:
     return max(1, hardware.micro_batch_size // 2)
 
 
+def _for_each_rank(size: int, num: int) -> int:
+    """A micro-batch of at most `size` of a step's sequences or pairs that leaves some to all."""
+    return min(size, -(-num // ranks.world().size))
+
+
 def _epochs(
     examples: Sequence[E],
     collate: Callable[[Sequence[E]], M],
@@ -58,7 +63,7 @@ def _epochs(
     return EpochLoader(
         examples,
         batch_size=config.batch_size,
-        micro_batch_size=size,
+        micro_batch_size=_for_each_rank(size, config.batch_size),
         seed=seed,
         num_epochs=config.num_epochs,
         collate=collate,
@@ -307,7 +312,9 @@ def train_ppo(
             policy_adapter=policy_adapter,
             reference_adapter=reference_adapter,
             config=config,
-            micro_batch_size=hardware.micro_batch_size,
+            micro_batch_size=_for_each_rank(
+                hardware.micro_batch_size, config.rollouts_per_iteration // config.num_minibatches
+            ),
             seed=seed,
             stage=stage,
         )

@@ -13,6 +13,7 @@ from cai.choices import (
     KLEstimator,
     KLPlace,
     RevisionsUsed,
+    SamplerCorrection,
     Select,
     ValueAdapter,
 )
@@ -154,6 +155,8 @@ class PPOConfig:
     """Rollout-then-update rounds."""
     rollouts_per_iteration: int
     """Prompts per round, one response each."""
+    shard_size: int
+    """Prompts that are sampled, or judged, in one batch; processes share the batches."""
     helpfulness_frac: float
     """Share of them that are helpfulness prompts."""
     max_new_tokens: int
@@ -189,6 +192,11 @@ class PPOConfig:
     """What a response cut at `max_new_tokens` counts as."""
     missing_eos_penalty: float
     """Subtracted from the score of a response cut at `max_new_tokens`, for `at_cut: terminal`."""
+    sampler_correction: SamplerCorrection
+    """For samples of another engine than the one that trains, or of other roundings: weights that
+    are 1 where the two laws agree."""
+    sampler_ratio_cap: float
+    """The largest weight of a token, for `sampler_correction: truncated`."""
     checkpoint_every: int
     """Rounds between checkpoints."""
     optimizer: OptimizerConfig
@@ -209,6 +217,7 @@ class PPOConfig:
             self,
             "num_iterations",
             "rollouts_per_iteration",
+            "shard_size",
             "max_new_tokens",
             "temperature",
             "ppo_epochs",
@@ -224,6 +233,11 @@ class PPOConfig:
         not_negative(self, "value_warmup_iterations")
         if self.score_clip is not None:
             positive(self, "score_clip")
+        check(
+            self.sampler_ratio_cap >= 1,
+            f"sampler_ratio_cap must be 1 or more, not {self.sampler_ratio_cap}: below it, tokens "
+            "of two laws that agree would be weighed down. Type phase.ppo.sampler_ratio_cap=2",
+        )
         fraction(self, "helpfulness_frac", "discount", "gae_lambda")
         check(
             self.num_minibatches <= self.rollouts_per_iteration,

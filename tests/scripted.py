@@ -43,7 +43,7 @@ class ScriptedGenerator:
             self.seeds.append(seed)
             answer = self.answers(text) if callable(self.answers) else next(self.answers)
             ids = self.encoder.response_ids(answer)
-            sampled.append(Tokens(ids=tuple(ids), logprob=-1.0, finished=True))
+            sampled.append(Tokens(ids=tuple(ids), logprobs=(-1.0,), finished=True))
         return sampled
 
     def next_token_logprobs(

@@ -20,10 +20,12 @@ class Sent:
 
     status: int = 200
     body: Any = None
-    """JSON, or bytes as they are."""
+    """JSON, or bytes or a text as they are."""
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     """Before it answers."""
+    lost: bool = False
+    """The connection ends without an answer."""
 
 
 @dataclass(kw_only=True)
@@ -45,8 +47,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[Asked, int], Sent]) -> Iterator[Served]:
-    """Serve on a free port; `answer` gets each request and its number, from 0."""
+def serving(
+    answer: Callable[[Asked, int], Sent],
+    *,
+    listed: Callable[[], Any] = lambda: {"data": [{"id": "judge-1"}]},
+) -> Iterator[Served]:
+    """Serve on a free port.
+
+    `answer` gets each request and its number, from 0; `listed` is what a GET is answered with,
+    which is not counted.
+    """
     asked: list[Asked] = []
     lock = threading.Lock()
 
@@ -62,7 +72,17 @@ def serving(answer: Callable[[Asked, int], Sent]) -> Iterator[Served]:
                 asked.append(request)
             sent = answer(request, number)
             time.sleep(sent.seconds)
-            body = sent.body if isinstance(sent.body, bytes) else json.dumps(sent.body).encode()
+            if sent.lost:
+                self.close_connection = True
+                return
+            self._send(sent)
+
+        def do_GET(self) -> None:
+            self._send(Sent(body=listed()))
+
+        def _send(self, sent: Sent) -> None:
+            body = sent.body.encode() if isinstance(sent.body, str) else sent.body
+            body = body if isinstance(body, bytes) else json.dumps(body).encode()
             with contextlib.suppress(ConnectionError):
                 self.send_response(sent.status)
                 for name, value in sent.headers.items():

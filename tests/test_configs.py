@@ -76,13 +76,15 @@ def test_every_option_of_a_part_composes_where_it_belongs(group, option, phase):
     assert isinstance(part, ServerConfig) or part.name == option
 
 
-def test_a_server_may_have_every_role_but_the_trained_policy():
+def test_a_server_may_have_every_role_and_trains_adapters_only():
     place = "phase.critique_models.main.engine"
     config = config_of(f"engine@{place}=endpoint", f"{place}.server.model=m")
     assert config.phase.critique_models["main"].engine.server.model == "m"
     assert config.model.engine.name == config.phase.feedback_model.engine.name == "transformers"
-    with pytest.raises(ConfigError, match="cannot take the adapters"):
-        config_of("engine@model.engine=endpoint", "model.engine.server.model=m")
+    served = ["engine@model.engine=endpoint", "model.engine.server.model=m"]
+    assert config_of(*served).model.engine.server.model == "m"
+    with pytest.raises(ConfigError, match="adapter=none cannot be sampled from by engine=endpoint"):
+        config_of(*served, "model.adapter=none")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import importlib.util
 import math
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +29,10 @@ from cai.low_rank import lora_layers
 from cai.model_config import EngineConfig, VLLMConfig
 from cai.models import Models, identity, role_key
 from tests.conftest import byte_tokenizer
-from tests.served import Asked, Sent, refusing, server_config, serving
+from tests.served import Sent, refusing, server_config, serving
 from tests.test_models import local
 from tests.tiny import hardware, lora, tiny_model
+from tests.vllm_like import TinyVLLM
 
 EOS = byte_tokenizer().eos_token_id
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16]]
@@ -53,8 +53,8 @@ def by_vllm() -> EngineConfig:
     return EngineConfig(name=EngineName.vllm, vllm=SETTINGS, server=None)
 
 
-def by_server(url: str) -> EngineConfig:
-    return EngineConfig(name=EngineName.endpoint, vllm=None, server=server_config(url))
+def by_server(url: str, **changes: object) -> EngineConfig:
+    return EngineConfig(name=EngineName.endpoint, vllm=None, server=server_config(url, **changes))
 
 
 def slow_score(model: torch.nn.Module, prompt: list[int], own: list[int]) -> float:
@@ -114,51 +114,20 @@ def test_columns_keep_what_was_asked_for_and_nothing_else() -> None:
 # A server of completions: vLLM's answers, computed by the tiny model.
 
 
-def completing(
-    engine: TransformersEngine, *, follows_temperature: bool = True
-) -> Callable[[Asked, int], Sent]:
-    def answer(asked: Asked, _number: int) -> Sent:
-        body = asked.body
-        assert asked.path == "/v1/completions"
-        assert (body["top_p"], body["top_k"], body["repetition_penalty"]) == (1.0, 0, 1.0)
-        prompt = body["prompt"]
-        if body.get("echo"):
-            values = [None] + [
-                engine.score([prompt[:i]], [[prompt[i]]])[0] for i in range(1, len(prompt))
-            ]
-            choice = {"logprobs": {"token_logprobs": values}}
-        elif wanted := body.get("logprob_token_ids"):
-            assert body["return_tokens_as_token_ids"]
-            logits = engine.next_token_logprobs([prompt])[0]
-            temperature = body["temperature"] if follows_temperature else 1.0
-            values = (logits / temperature).log_softmax(-1)
-            top = {f"token_id:{i}": float(values[i]) for i in wanted}
-            choice = {"logprobs": {"top_logprobs": [top]}}
-        else:
-            (tokens,) = engine.sample(
-                [prompt],
-                seeds=[body["seed"]],
-                max_new_tokens=body["max_tokens"],
-                temperature=body["temperature"],
-            )
-            assert body["stop_token_ids"] == [EOS]
-            assert body["ignore_eos"]
-            share = [tokens.logprob / len(tokens.ids)] * len(tokens.ids)
-            choice = {"token_ids": list(tokens.ids), "logprobs": {"token_logprobs": share}}
-        return Sent(body={"choices": [choice], "usage": {"prompt_tokens": len(prompt)}})
-
-    return answer
-
-
-def by_endpoint(url: str) -> EndpointEngine:
+def by_endpoint(url: str, adapter: Path | None = None) -> EndpointEngine:
     return EndpointEngine(
-        Client(server_config(url)), name="tiny", eos_id=EOS, max_context=250, vocab_size=300
+        Client(server_config(url, model="tiny")),
+        name="tiny",
+        eos_id=EOS,
+        max_context=250,
+        vocab_size=300,
+        adapter=adapter,
     )
 
 
-def test_a_server_s_numbers_are_those_of_this_process() -> None:
-    engine = plain()
-    with serving(completing(engine)) as server:
+def test_a_server_s_numbers_are_those_of_this_process(tiny_folder: Path) -> None:
+    engine = Models(hardware()).base(local(tiny_folder)).generator()
+    with TinyVLLM(folder=tiny_folder).serving() as server:
         remote = by_endpoint(server.url)
         for temperature in (0.0, 0.7, 1.0):
             told = {"seeds": [4, 5, 6], "max_new_tokens": 6, "temperature": temperature}
@@ -167,7 +136,8 @@ def test_a_server_s_numbers_are_those_of_this_process() -> None:
             there = remote.sample(PROMPTS, **told)
             assert [t.ids for t in there] == [t.ids for t in here]
             assert [t.finished for t in there] == [t.finished for t in here]
-            assert [t.logprob for t in there] == pytest.approx([t.logprob for t in here])
+            for one, other in zip(there, here, strict=True):
+                assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
         found = remote.next_token_logprobs(PROMPTS, candidates=[3, 40])
         expected = engine.next_token_logprobs(PROMPTS)
         assert torch.allclose(found[:, [3, 40]], expected[:, [3, 40]], atol=1e-5)
@@ -181,8 +151,8 @@ def test_a_server_s_numbers_are_those_of_this_process() -> None:
     assert not remote.fits([1] * 240, 11)
 
 
-def test_a_server_whose_logprobs_ignore_the_temperature_is_found_out() -> None:
-    with serving(completing(plain(), follows_temperature=False)) as server:
+def test_a_server_whose_logprobs_ignore_the_temperature_is_found_out(tiny_folder: Path) -> None:
+    with TinyVLLM(folder=tiny_folder, follows_temperature=False).serving() as server:
         remote = by_endpoint(server.url)
         told = {"seeds": [1], "max_new_tokens": 2}
         assert remote.sample(PROMPTS[:1], temperature=1.0, **told)
@@ -220,6 +190,8 @@ class FakeVLLM:
         self.loaded: list[dict[str, Any]] = []
         self.calls: list[SimpleNamespace] = []
         self.outputs: list[Any] = []
+        self.removed: list[int] = []
+        self.llm_engine = self
         module = types.ModuleType("vllm")
         module.LLM = self._load  # type: ignore[attr-defined]
         module.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]
@@ -234,6 +206,9 @@ class FakeVLLM:
     def _load(self, **settings: Any) -> FakeVLLM:
         self.loaded.append(settings)
         return self
+
+    def remove_lora(self, number: int) -> None:
+        self.removed.append(number)
 
     def generate(self, prompts: Any, params: Any, *, use_tqdm: bool, lora_request: Any) -> Any:
         assert not use_tqdm
@@ -299,9 +274,9 @@ def test_vllm_samples_a_row_from_its_own_seed_until_the_end_token(fake: FakeVLLM
         SimpleNamespace(outputs=[SimpleNamespace(token_ids=[8], logprobs=[logprobs(t8=-2.0)])]),
     ]
     found = in_vllm().sample(PROMPTS[:2], seeds=[3, 4], max_new_tokens=9, temperature=0.7)
-    assert [(t.ids, t.logprob, t.finished) for t in found] == [
-        ((7, EOS), -0.75, True),
-        ((8,), -2.0, False),
+    assert [(t.ids, t.logprobs, t.logprob, t.finished) for t in found] == [
+        ((7, EOS), (-0.5, -0.25), -0.75, True),
+        ((8,), (-2.0,), -2.0, False),
     ]
     (call,) = fake.calls
     assert call.prompts == [{"prompt_token_ids": prompt} for prompt in PROMPTS[:2]]
@@ -424,20 +399,32 @@ def saved_adapter(model: Path, folder: Path, models: Models) -> Artifact:
     return Artifact(stage="policy", digest="0" * 64, folder=folder)
 
 
-def test_an_adapter_goes_to_vllm_by_its_folder_and_to_no_server(
+def test_an_adapter_goes_to_vllm_by_its_folder_and_out_of_it_again(
     tiny_folder: Path, tmp_path: Path, fake: FakeVLLM
 ) -> None:
     models = Models(hardware())
     artifact = saved_adapter(tiny_folder, tmp_path / "artifact", models)
+    told = models.policy(local(tiny_folder), artifact).next_token_logprobs([[5, 6, 7]])[0]
+    answer = {token: SimpleNamespace(logprob=float(value)) for token, value in enumerate(told)}
+    fake.outputs = [SimpleNamespace(outputs=[SimpleNamespace(logprobs=[answer])])]
     engine = models.policy(local(tiny_folder, engine=by_vllm()), artifact)
-    fake.outputs = [SimpleNamespace(prompt_logprobs=[None, logprobs(t6=-1.0)])]
-    engine.score([[5]], [[6]])
-    assert fake.calls[0].adapter.lora_path == str(artifact.folder / "adapter")
-    with pytest.raises(UserError, match=r"engine=endpoint: the server has the base tiny"):
-        models.policy(local(tiny_folder, engine=by_server("http://127.0.0.1:8000/v1")), artifact)
-    merged = models.policy(local(tiny_folder), artifact).score([[5, 6]], [[7, 8]])
-    base = models.policy(local(tiny_folder), None).score([[5, 6]], [[7, 8]])
-    assert abs(merged[0] - base[0]) > 0.1
+    (asked,) = fake.calls
+    assert asked.adapter.lora_path == str(artifact.folder.resolve() / "adapter")
+    engine.forget()
+    assert fake.removed == [asked.adapter.lora_int_id]
+    base = models.policy(local(tiny_folder), None).next_token_logprobs([[5, 6, 7]])[0]
+    for token, value in enumerate(base):
+        answer[token].logprob = float(value)
+    with pytest.raises(UserError, match=r"off by .* It has another base model than tiny"):
+        models.policy(local(tiny_folder, engine=by_vllm()), artifact)
+
+
+def test_bases_apart_are_apart_whatever_the_engine_that_loaded_them_first(
+    tiny_folder: Path,
+) -> None:
+    models = Models(hardware())
+    served = models.base(local(tiny_folder, engine=by_server("http://127.0.0.1:1/v1")))
+    assert served.model is not models.apart().base(local(tiny_folder)).model
 
 
 def served_folder(folder: Path) -> Path:

@@ -165,7 +165,7 @@ def test_settings_of_adapters_are_refused_where_there_are_none():
 
 
 def test_what_cannot_be_sampled_from_or_shared_is_refused_before_anything_runs():
-    with pytest.raises(ConfigError, match=r"adapter=none cannot be sampled from by vLLM"):
+    with pytest.raises(ConfigError, match=r"adapter=none cannot be sampled from by engine=vllm"):
         composed("model.adapter=none", "engine@model.engine=vllm")
     on_one_base = ["model@phase.preference_base=smollm2_135m"]
     composed(*on_one_base)

@@ -129,7 +129,10 @@ def test_the_sampler_and_the_training_engine_agree(setup):
     model, value, config, samples = setup
     batch = build(model, value, samples, config)
     torch.testing.assert_close(
-        batch.old_logprobs_BT.sum(1).double(), batch.sampler_logprobs_B, atol=1e-4, rtol=1e-4
+        batch.old_logprobs_BT, batch.sampler_logprobs_BT, atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        batch.weights_BT, batch.response_mask_BT.float(), atol=1e-4, rtol=1e-4
     )
 
 
@@ -235,8 +238,7 @@ def test_an_empty_response_is_defined_and_left_out(setup):
         batch.advantages_BT[:-1], without.advantages_BT, atol=2e-5, rtol=1e-5
     )
     for name, found in tensors(batch).items():
-        if name != "sampler_logprobs_B":
-            assert found.isfinite().all(), name
+        assert found.isfinite().all(), name
 
 
 def test_only_empty_responses_are_finite(setup):

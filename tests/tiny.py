@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from cai import adapters
+from cai import adapters, ranks
 from cai.choices import (
     Adapter,
     AtCut,
@@ -24,7 +24,9 @@ from cai.choices import (
     ModelSource,
     Precision,
     RevisionsUsed,
+    SamplerCorrection,
     Select,
+    Strategy,
     ValueAdapter,
 )
 from cai.config import HardwareConfig
@@ -105,7 +107,10 @@ def hardware(micro_batch_size: int = 4) -> HardwareConfig:
     return HardwareConfig(
         name="cpu",
         accelerator="cpu",
-        devices=1,
+        devices=ranks.world().size,
+        num_nodes=1,
+        strategy=Strategy.ddp,
+        activation_checkpointing=False,
         num_threads=1,
         precision=Precision.fp32,
         micro_batch_size=micro_batch_size,
@@ -166,6 +171,7 @@ def ppo_config(learning_rate: float = 1e-3, **changes: object) -> PPOConfig:
     values = {
         "num_iterations": 4,
         "rollouts_per_iteration": 8,
+        "shard_size": 8,
         "helpfulness_frac": 0.0,
         "max_new_tokens": 6,
         "temperature": 1.0,
@@ -186,6 +192,8 @@ def ppo_config(learning_rate: float = 1e-3, **changes: object) -> PPOConfig:
         "score_clip": None,
         "at_cut": AtCut.terminal,
         "missing_eos_penalty": 1.0,
+        "sampler_correction": SamplerCorrection.truncated,
+        "sampler_ratio_cap": 2.0,
         "checkpoint_every": 1,
         "optimizer": optimizer(learning_rate),
         "value_adapter": ValueAdapter.shared,
@@ -240,19 +248,19 @@ def sample_plainly(
     for row, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(1000 * seed + row)
         ids: list[int] = []
-        total = 0.0
+        logprobs: list[float] = []
         while len(ids) < max_new_tokens and EOS_ID not in ids:
             logits = model(torch.tensor([[*prompt, *ids]])).logits[0, -1].float()
             logp = (logits / temperature).log_softmax(-1)
             chosen = int(torch.multinomial(logp.exp(), 1, generator=generator))
-            total += float(logp[chosen])
+            logprobs.append(float(logp[chosen]))
             ids.append(chosen)
         samples.append(
             Sampled(
                 prompt_ids=prompt,
                 response_ids=tuple(ids),
                 finished=ids[-1] == EOS_ID,
-                logprob=total,
+                logprobs=tuple(logprobs),
             )
         )
     return samples

@@ -10,11 +10,16 @@ found by, because their numbers differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from cai.errors import UserError
 from cai.generation import Tokens
+
+PROBE_TOLERANCE = 1.0
+"""Largest difference of centred logits between two engines: of number formats and kernels."""
 
 
 class Engine(Protocol):
@@ -60,6 +65,10 @@ class Engine(Protocol):
         """Log-probability of each continuation after its prompt, nats, summed over its tokens."""
         ...
 
+    def forget(self) -> None:
+        """Give up the adapter; nothing is asked of this engine any more."""
+        ...
+
 
 def columns(
     rows: Sequence[dict[int, float]], *, vocab_size: int, candidates: Sequence[int] | None
@@ -74,3 +83,21 @@ def columns(
         ids = list(values) if candidates is None else list(candidates)
         found[row, torch.tensor(ids)] = torch.tensor([values[i] for i in ids])
     return found
+
+
+def check_probe(engine: Engine, probe: dict[str, Any], *, folder: Path, name: str) -> None:
+    """See that another engine computes with an adapter what was computed where it was saved.
+
+    Raises:
+        UserError: when it does not: it has another base, or not these weights.
+    """
+    candidates = probe["token_ids"]
+    found = engine.next_token_logprobs([probe["ids"]], candidates=candidates)[0, candidates]
+    made = torch.tensor(probe["logits"])
+    gap = float(((found - found.mean()) - (made - made.mean())).abs().max())
+    if not gap <= PROBE_TOLERANCE:
+        raise UserError(
+            f"The engine of model {name} answers with the adapter in {folder} by logits that are "
+            f"off by {gap:.3g} from those at the time it was saved. It has another base model than "
+            f"{name}, or its quantised weights: have it serve the folder that this run loads"
+        )

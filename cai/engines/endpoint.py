@@ -3,19 +3,26 @@
 The server must serve the weights that the role's model names: ids, template and identity come from
 there, and a server cannot be asked what it holds. It must be started so that log-probabilities are
 those of the law it samples from (vLLM: `--logprobs-mode processed_logprobs`); where a temperature
-makes the difference, that is checked. It knows the base only: a policy with an adapter is refused.
+makes the difference, that is checked (`cai.engines.server_checks` does so before a run begins).
+
+A policy with an adapter is loaded into the server from its folder, which the server must see, under
+a name that no other folder and no other weights have; the answer to a sequence of tokens that was
+kept with the adapter shows that the server computes with these weights.
 
 What is asked for beyond OpenAI's interface is vLLM's: `return_token_ids`, `stop_token_ids`,
-`ignore_eos`, `logprob_token_ids` (0.32 or later).
+`ignore_eos`, `logprob_token_ids` (0.32 or later), `/load_lora_adapter`, `/unload_lora_adapter`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from cai.artifacts import digest_of, file_sha256
+from cai.connection import Reply
 from cai.endpoint import Client, Refusal
 from cai.engines import columns
 from cai.errors import UserError
@@ -25,6 +32,7 @@ T = TypeVar("T")
 
 UNCHANGED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Undo a server's own defaults, which come from the model's generation settings."""
+WEIGHTS = "adapter_model.safetensors"
 
 
 class EndpointEngine:
@@ -36,13 +44,26 @@ class EndpointEngine:
         eos_id: Token that ends a response.
         max_context: Longest prompt plus response, tokens.
         vocab_size: Ids that the model knows.
+        adapter: Folder of a LoRA adapter of this model, on a disk that the server sees; None is the
+            model itself.
+
+    Raises:
+        UserError: when the server does not take the adapter.
     """
 
     def __init__(
-        self, client: Client, *, name: str, eos_id: int, max_context: int, vocab_size: int
+        self,
+        client: Client,
+        *,
+        name: str,
+        eos_id: int,
+        max_context: int,
+        vocab_size: int,
+        adapter: Path | None = None,
     ) -> None:
         self.client = client
         self.name = name
+        self.adapter = None if adapter is None else load_adapter(client, adapter)
         self.eos_id = eos_id
         self.max_context = max_context
         self.vocab_size = vocab_size
@@ -52,9 +73,15 @@ class EndpointEngine:
         """Whether a prompt leaves room for its response."""
         return len(prompt) + max_new_tokens <= self.max_context
 
+    def forget(self) -> None:
+        """Have the server unload the adapter; another run may have done so already."""
+        if self.adapter is not None:
+            self.client.call("/unload_lora_adapter", {"lora_name": self.adapter})
+
     def _ask(self, requests: Sequence[Mapping[str, Any]], parse: Any) -> list[Any]:
+        own = {} if self.adapter is None else {"model": self.adapter}
         found = self.client.ask(
-            "completions", [{**UNCHANGED, **request} for request in requests], parse=parse
+            "completions", [{**UNCHANGED, **own, **request} for request in requests], parse=parse
         )
         for answer in found:
             if isinstance(answer, Refusal):
@@ -94,10 +121,10 @@ class EndpointEngine:
     def _read_sample(self, body: Any) -> Tokens:
         choice = body["choices"][0]
         ids = tuple(map(int, choice["token_ids"]))
-        logprobs = choice["logprobs"]["token_logprobs"]
+        logprobs = tuple(map(float, choice["logprobs"]["token_logprobs"]))
         if len(ids) != len(logprobs) or not ids:
             raise ValueError(f"{len(ids)} token ids with {len(logprobs)} log-probabilities")
-        return Tokens(ids=ids, logprob=float(sum(logprobs)), finished=ids[-1] == self.eos_id)
+        return Tokens(ids=ids, logprobs=logprobs, finished=ids[-1] == self.eos_id)
 
     def _check_mode(self, prompt: Sequence[int], temperature: float) -> None:
         """Whether the log-probabilities that are sent follow the temperature."""
@@ -196,3 +223,34 @@ class EndpointEngine:
                 )
             sums.append(float(sum(own)))
         return sums
+
+
+def load_adapter(client: Client, folder: Path) -> str:
+    """Load an adapter into a server, unless it has it; the name to ask for it by.
+
+    Raises:
+        UserError: when the server does not take it.
+    """
+    # By the path too: another run that has the same weights may unload its own at any time.
+    name = f"{folder.name}-{digest_of([str(folder), file_sha256(folder / WEIGHTS)])[:16]}"
+    reply = client.call("/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+    if not reply.ok and "already been loaded" not in reply.said:
+        raise UserError(_not_loaded(client.server.url, folder, reply))
+    return name
+
+
+def _not_loaded(url: str, folder: Path, reply: Reply) -> str:
+    said = f"engine=endpoint: {url} does not load the adapter in {folder} ({reply.said})"
+    words = reply.said.lower()
+    if reply.status in (404, 405) and "adapter" not in words and "lora" not in words:
+        return (
+            f"{said}: it takes none while it runs. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING="
+            "True in its environment and with --enable-lora, or type engine@model.engine="
+            "transformers"
+        )
+    if reply.status == 404:
+        return f"{said}: it must see the disk that this run writes to, under the same path"
+    return (
+        f"{said}. Start it with --enable-lora and --max-lora-rank of at least model.lora.rank, or "
+        "type engine@model.engine=transformers"
+    )

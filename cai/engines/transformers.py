@@ -22,6 +22,9 @@ class TransformersEngine(Generator):
         """Log-probabilities (B, V) of the token after each prompt; all of them, always."""
         return super().next_token_logprobs(prompts)
 
+    def forget(self) -> None:
+        """The adapter is merged into a copy, which goes with this object."""
+
     @torch.inference_mode()
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]

@@ -11,7 +11,9 @@ folder and named in each request, nothing is merged. Needs vLLM 0.32 or later (`
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import count
@@ -40,15 +42,26 @@ NO_SHARE = 0.01
 _adapter_number = count(1)
 
 
+MISSING = "engine=vllm needs the package `vllm` 0.32 or later; type: pip install -e '.[vllm]'"
+
+
+def require_installed() -> None:
+    """See that vLLM is there, without importing it, which takes seconds.
+
+    Raises:
+        UserError: with what to type.
+    """
+    if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
+        raise UserError(MISSING)
+
+
 def _require() -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import vllm
     except ImportError as error:
-        raise UserError(
-            "engine=vllm needs the package `vllm` 0.32 or later; type: pip install -e '.[vllm]'"
-        ) from error
+        raise UserError(MISSING) from error
     return vllm
 
 
@@ -193,12 +206,10 @@ class VLLMEngine:
         for output in self._generate(prompts, settings):
             (completion,) = output.outputs
             ids = tuple(completion.token_ids)
-            logprobs = [
+            logprobs = tuple(
                 own[token].logprob for token, own in zip(ids, completion.logprobs, strict=True)
-            ]
-            sampled.append(
-                Tokens(ids=ids, logprob=sum(logprobs), finished=ids[-1:] == (self.eos_id,))
             )
+            sampled.append(Tokens(ids=ids, logprobs=logprobs, finished=ids[-1:] == (self.eos_id,)))
         return sampled
 
     def next_token_logprobs(
@@ -212,6 +223,11 @@ class VLLMEngine:
             for output in self._generate(prompts, settings)
         ]
         return columns(rows, vocab_size=self.vocab_size, candidates=candidates)
+
+    def forget(self) -> None:
+        """Take the adapter out of vLLM's memory, and its number out of ours."""
+        if self._adapter is not None:
+            self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]

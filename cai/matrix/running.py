@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from cai import account, session
+from cai import account, ranks, session
 from cai.artifacts import digest_of, write_atomically, write_document
 from cai.config import Config, MatrixConfig
 from cai.context import RunContext, versions
@@ -100,6 +100,9 @@ def run(config: Config, job: Job, subjects: tuple[Subject, ...]) -> None:
         )
         phase.run(section, inputs, planned)
         predict(config, first, planned.results).check()
+    if not ranks.is_first():
+        phase.run(section, inputs, session.open_context(config, job, first, MemoryTracker()))
+        return
     names = tuple(subject.name for subject in subjects)
     run_dir = Path(job.run_dir)
     tracker = open_tracker(

@@ -30,6 +30,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from cai import ranks
 from cai.adapters import active, forward_hidden, forward_pairs
 from cai.batches import PairBatch, ReferencedBatch, TokenBatch, TokenIds, collate, split_by_length
 from cai.choices import DPOLoss
@@ -76,6 +77,8 @@ def with_reference(
 ) -> list[ReferencedPair]:
     """The loader's pairs with the reference's log-probabilities, in the loader's own order.
 
+    Ranks share the micro-batches as training does, and all get all pairs.
+
     Args:
         model: Base with adapters.
         loader: Its first epoch's micro-batches are those in which the reference is asked.
@@ -85,7 +88,7 @@ def with_reference(
     found: dict[int, ReferencedPair] = {}
     with active(model, adapter):
         for position in range(loader.batches_per_epoch):
-            for group in loader.groups(position):
+            for group in ranks.share(loader.groups(position)):
                 batch = loader.collate([loader.examples[index] for index in group])
                 tokens = batch.tokens.to(model.device)
                 said = response_logprobs(model, tokens, adapter=adapter, paired=True)
@@ -93,6 +96,8 @@ def with_reference(
                 for index, (side_a, side_b) in zip(group, sides, strict=True):
                     found[index] = ReferencedPair(loader.examples[index], side_a, side_b)
                 on_pairs(len(group))
+    for others in ranks.gathered(found):
+        found |= others
     return [found[index] for index in range(len(loader.examples))]
 
 
@@ -111,17 +116,18 @@ def implicit_rewards(
     A policy that was trained by DPO says P(a preferred) = s(reward a - reward b). Both adapters
     see the same batches, so equal adapters give 0.
     """
-    rewards = [0.0] * len(sequences)
+    rewards: dict[int, float] = {}
     lengths = [len(prompt) + len(response) for prompt, response in sequences]
-    for rows in split_by_length(lengths, micro_batch_size):
+    for rows in ranks.share(split_by_length(lengths, micro_batch_size)):
         tokens = collate([sequences[row] for row in rows], pad_id=0).to(model.device)
         policy, reference = (
             response_logprobs(model, tokens, adapter=adapter, paired=False)
             for adapter in (policy_adapter, reference_adapter)
         )
-        for row, reward in zip(rows, (beta * (policy - reference)).tolist(), strict=True):
-            rewards[row] = reward
-    return rewards
+        rewards.update(zip(rows, (beta * (policy - reference)).tolist(), strict=True))
+    for others in ranks.gathered(rewards):
+        rewards |= others
+    return [rewards[row] for row in range(len(sequences))]
 
 
 def start_loss(config: DPOConfig) -> float:
@@ -169,14 +175,14 @@ class DPOModule(LightningModule):
         return adamw(self.parameters(), config=self.config.optimizer, eps=1e-8)
 
     def training_step(self, batch: list[ReferencedBatch], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step on one batch, given in micro-batches."""
+        """One optimizer step on one batch, given in micro-batches that ranks share."""
         total_weight = sum(micro.pairs.total_weight for micro in batch)
         if total_weight == 0:
             # Adam's momentum would move the weights without a gradient.
             return {"metrics": {"train/weight": 0.0}}
         loss = torch.zeros((), device=self.device)
-        policy = []
-        for micro in batch:
+        sides = [torch.zeros(5, 0, device=self.device)]
+        for micro in ranks.share(batch):
             said = response_logprobs(
                 self.model, micro.pairs.tokens, adapter=self.adapter, paired=True
             )
@@ -195,14 +201,11 @@ class DPOModule(LightningModule):
             )
             self.manual_backward(part)
             loss += part.detach()
-            policy.append(said.detach().view(2, -1))
-        policy_2P = torch.cat(policy, dim=1)
-        reference_2P = torch.stack(
-            [
-                torch.cat([micro.reference_a_P for micro in batch]),
-                torch.cat([micro.reference_b_P for micro in batch]),
-            ]
-        )
+            asked = torch.stack([micro.reference_a_P, micro.reference_b_P, micro.pairs.prob_a_P])
+            sides.append(torch.cat([said.detach().view(2, -1), asked]))
+        ranks.sum_over_ranks(loss)
+        sides_5P = ranks.concatenated(torch.cat(sides, dim=1), dim=1)
+        policy_2P, reference_2P, prob_a_P = sides_5P[:2], sides_5P[2:4], sides_5P[4]
         if batch_idx == 0:
             num_tokens = sum(micro.pairs.tokens.num_tokens for micro in batch)
             self._check_start(float((policy_2P - reference_2P).abs().sum()) / num_tokens, loss)
@@ -221,7 +224,6 @@ class DPOModule(LightningModule):
             "train/grad_norm": grad_norm,
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }
-        prob_a_P = torch.cat([micro.pairs.prob_a_P for micro in batch])
         return {
             "metrics": metrics
             | side_metrics(policy_2P, reference_2P, prob_a_P=prob_a_P, beta=self.config.beta)

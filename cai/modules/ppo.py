@@ -37,7 +37,8 @@ the reward, no entropy bonus, constant learning rate after warm-up. The details 
 16. = No dropout; old log-probabilities by the training engine in the first pass's own
     micro-batches; log-softmax, values and losses in float32.
 17. = The first minibatch of every round must have ratio 1 (`_check_ratio`); the gap between sampler
-    and trainer is logged. ! Correcting for the gap: the sampler is this process's own.
+    and trainer is logged (`cai.sampler_gap`). ? `sampler_correction`: policy loss and KL loss are
+    weighed per token by truncated importance weights, values and advantages are not.
 18. = Gradient norm (`policy/grad_norm`: of all that learns) clipped and checked; ? linear warm-up.
     ! Annealing to 0: the paper's rate is constant, and a longer run begins like a shorter one.
 19. = Prompts are padded on the right here, positions counted from the mask.
@@ -66,7 +67,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from cai import losses
+from cai import losses, ranks
 from cai.adapters import active, base_dtype, parameters_of, same_adapter
 from cai.batches import TokenBatch
 from cai.choices import KLControl, KLPlace
@@ -76,6 +77,7 @@ from cai.heads import token_logprobs
 from cai.losses import PolicyLoss, ValueLoss, masked_mean
 from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
 from cai.rollout import RolloutBatch, States, ValueFunction, plan_minibatches, states_of, take
+from cai.sampler_gap import gap_metrics
 from cai.training_config import PPOConfig
 
 RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -86,7 +88,10 @@ KL_TOLERANCE = 1e-3
 
 @dataclass(slots=True)
 class _Totals:
-    """Sums over the tokens of all updates of a round."""
+    """Sums over the tokens of all updates of a round.
+
+    Losses are those of all ranks, the rest is of this rank's micro-batches.
+    """
 
     num_tokens: int = 0
     num_updates: int = 0
@@ -208,7 +213,7 @@ class PPOModule(LightningModule):
             for number, micro_batches in enumerate(plan):
                 done = epoch * self.config.num_minibatches + number
                 self._update(batch, micro_batches, totals, done)
-        metrics = round_metrics(batch) | self._update_metrics(totals)
+        metrics = round_metrics(batch) | self._gap_metrics(batch) | self._update_metrics(totals)
         if self.policy_learns:
             self._control_kl(metrics["objective/kl"], len(batch))
         self.values_fitted |= batch.values_fitted
@@ -225,8 +230,8 @@ class PPOModule(LightningModule):
         policy_loss = torch.zeros((), device=self.device)
         kl_loss = torch.zeros((), device=self.device)
         value_loss = torch.zeros((), device=self.device)
-        ratios = []
-        for rows in micro_batches:
+        ratios = [torch.zeros(0, device=self.device)]
+        for rows in ranks.share(micro_batches):
             terms = self._gradients(batch, rows, num_tokens)
             if self.policy_learns:
                 policy_loss += terms.policy.loss.detach()
@@ -236,8 +241,10 @@ class PPOModule(LightningModule):
             totals.approx_kl += terms.policy.approx_kl_N.sum()
             totals.clipped += terms.policy.clipped_N.sum()
             totals.values_clipped += terms.value.clipped_N.sum()
+        for loss in (policy_loss, kl_loss, value_loss):
+            ranks.sum_over_ranks(loss)
         if done == 0:
-            self._check_ratio(torch.cat(ratios), batch.iteration)
+            self._check_ratio(ranks.concatenated(torch.cat(ratios)), batch.iteration)
         steps = self.config.ppo_epochs * self.config.num_minibatches
         totals.grad_norm += apply_update(
             self.optimizers(),
@@ -299,12 +306,14 @@ class PPOModule(LightningModule):
             adapter=self.policy_adapter,
             temperature=self.config.temperature,
         ).logprob_N
+        weights_N = take(batch.weights_BT, rows, tokens)
         policy = losses.policy_loss(
             logprobs_N,
             take(batch.old_logprobs_BT, rows, tokens),
             take(batch.advantages_BT, rows, tokens),
             clip_ratio=self.config.clip_ratio,
             num_tokens=num_tokens,
+            weights_N=weights_N,
         )
         if self.config.kl_where is KLPlace.reward:
             return policy, torch.zeros_like(policy.loss)
@@ -313,6 +322,7 @@ class PPOModule(LightningModule):
             take(batch.reference_logprobs_BT, rows, tokens),
             estimator=self.config.kl_estimator.value,
             num_tokens=num_tokens,
+            weights_N=weights_N,
         )
         return policy, batch.kl_coef * kl
 
@@ -352,21 +362,32 @@ class PPOModule(LightningModule):
                 horizon=self.config.kl_horizon,
             )
 
+    def _gap_metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        return gap_metrics(
+            batch.old_logprobs_BT,
+            batch.sampler_logprobs_BT,
+            batch.response_mask_BT,
+            cap=self.config.sampler_ratio_cap,
+        )
+
     def _update_metrics(self, totals: _Totals) -> dict[str, float]:
         """Means over updates for losses, over tokens for ratios; empty without a token."""
         if totals.num_updates == 0:
             return {"policy/num_updates": 0.0}
-        ratio_N = torch.cat(totals.ratios)
+        ratio_N = ranks.concatenated(torch.cat(totals.ratios))
+        sums = [totals.approx_kl, totals.clipped, totals.values_clipped]
+        told = torch.tensor([float(own) for own in sums], dtype=torch.float64)
+        approx_kl, clipped, values_clipped = ranks.sum_over_ranks(told).tolist()
         return {
             "policy/num_updates": float(totals.num_updates),
-            "policy/approxkl_avg": float(totals.approx_kl) / totals.num_tokens,
-            "policy/clipfrac_avg": float(totals.clipped) / totals.num_tokens,
+            "policy/approxkl_avg": approx_kl / totals.num_tokens,
+            "policy/clipfrac_avg": clipped / totals.num_tokens,
             "policy/grad_norm": totals.grad_norm / totals.num_updates,
             "policy/learning_rate": self.optimizers().param_groups[0]["lr"],
             "loss/policy_avg": float(totals.policy_loss) / totals.num_updates,
             "loss/kl_avg": float(totals.kl_loss) / totals.num_updates,
             "loss/value_avg": float(totals.value_loss) / totals.num_updates,
-            "val/clipfrac_avg": float(totals.values_clipped) / totals.num_tokens,
+            "val/clipfrac_avg": values_clipped / totals.num_tokens,
             "val/ratio": float(ratio_N.mean()),
             "val/ratio_var": float(ratio_N.var(correction=0)),
         }
@@ -421,9 +442,4 @@ def round_metrics(batch: RolloutBatch) -> dict[str, float]:
     if batch.scored_B.any():
         metrics["objective/scores"] = masked_mean(batch.scores_B, batch.scored_B)
         metrics["objective/scores_std"] = losses.masked_var(batch.scores_B, batch.scored_B).sqrt()
-    known_B = batch.sampler_logprobs_B.isfinite() & answered_B
-    if known_B.any():
-        # How far the sampler's law is from the law that is trained, per token.
-        gap_B = (batch.old_logprobs_BT.sum(1) - batch.sampler_logprobs_B).abs() / lengths_B
-        metrics["val/sampler_gap"] = masked_mean(gap_B, known_B)
     return {"objective/kl_coef": batch.kl_coef} | {n: float(v) for n, v in metrics.items()}

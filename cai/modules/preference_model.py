@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from cai import ranks
 from cai.adapters import forward_pairs
 from cai.batches import PairBatch
 from cai.full_weights import Tuned
@@ -68,15 +69,15 @@ class PreferenceModule(LightningModule):
         return adamw(self.parameters(), config=self.config.optimizer, eps=1e-8)
 
     def training_step(self, batch: list[PairBatch], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step on one batch, given in micro-batches."""
+        """One optimizer step on one batch, given in micro-batches that ranks share."""
         weight = sum(micro.total_weight for micro in batch)
         if weight == 0:
             # Adam's momentum would move the weights without a gradient.
             return {"metrics": {"train/weight": 0.0}}
         num_pairs = sum(len(micro.prob_a_P) for micro in batch)
         loss = torch.zeros((), device=self.device)
-        margins, labels = [], []
-        for micro in batch:
+        margins, labels = [torch.zeros(0, device=self.device)], []
+        for micro in ranks.share(batch):
             tokens = micro.tokens
             hidden = forward_pairs(self.model, tokens, adapter=self.adapter)
             scores_a, scores_b = self.head(tokens.last(hidden)).chunk(2)
@@ -91,6 +92,7 @@ class PreferenceModule(LightningModule):
             loss += part.detach()
             margins.append((scores_a - scores_b).detach())
             labels.append(micro.prob_a_P)
+        ranks.sum_over_ranks(loss)
         optimizer = self.optimizers()
         grad_norm = apply_update(
             optimizer,
@@ -106,7 +108,8 @@ class PreferenceModule(LightningModule):
             "train/grad_norm": grad_norm,
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }
-        return {"metrics": metrics | _agreement(torch.cat(margins), torch.cat(labels))}
+        sides = torch.stack([torch.cat(margins), torch.cat([margins[0], *labels])])
+        return {"metrics": metrics | _agreement(*ranks.concatenated(sides, dim=1))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained."""

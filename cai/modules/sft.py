@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from cai import ranks
 from cai.adapters import forward_hidden
 from cai.batches import TokenBatch
 from cai.full_weights import Tuned
@@ -57,14 +58,14 @@ class SFTModule(LightningModule):
         return adamw(self.parameters(), config=self.config.optimizer, eps=1e-8)
 
     def training_step(self, batch: list[TokenBatch], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step on one batch, given in micro-batches."""
+        """One optimizer step on one batch, given in micro-batches that ranks share."""
         num_tokens = sum(micro.num_tokens for micro in batch)
         metrics = {"train/tokens": float(num_tokens)}
         if num_tokens == 0:
             # Adam's momentum would move the weights without a gradient.
             return {"metrics": metrics}
         loss = torch.zeros((), device=self.device)
-        for micro in batch:
+        for micro in ranks.share(batch):
             if micro.num_tokens:
                 hidden = forward_hidden(
                     self.model, micro.ids_BS, micro.mask_BS, adapter=self.adapter
@@ -79,6 +80,7 @@ class SFTModule(LightningModule):
                 part = sft_loss(said.logprob_N, num_tokens=num_tokens)
                 self.manual_backward(part)
                 loss += part.detach()
+        ranks.sum_over_ranks(loss)
         optimizer = self.optimizers()
         metrics["train/grad_norm"] = apply_update(
             optimizer,

@@ -15,9 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
-from cai import adapters, training
+from cai import adapters, ranks, training
 from cai.artifacts import Artifact, Work, digest_of, write_atomically
 from cai.choices import PrincipleSampling
 from cai.config import RevisionsConfig
@@ -25,6 +23,7 @@ from cai.context import RunContext, Stage
 from cai.critic_record import CritiqueRollout, RolloutJudgement
 from cai.critique import Reviser, Turn, to_sample
 from cai.critique_config import CritiqueRLConfig
+from cai.engines.rollout_engine import RolloutEngine, rollout_engine
 from cai.errors import UserError
 from cai.feedback.base import Feedback, Pair
 from cai.full_weights import Tuned
@@ -99,6 +98,7 @@ def judge_revisions(
         )
         for _, turn, text in asked
     ]
+    compared = ranks.in_parts(pairs, config.ppo.shard_size, feedback.compare)
     judged = {
         row: judgement_of(
             comparison,
@@ -107,7 +107,7 @@ def judge_revisions(
             max_log_odds=config.max_log_odds,
             unjudged=config.unjudged,
         )
-        for (row, _, _), comparison in zip(asked, feedback.compare(pairs), strict=True)
+        for (row, _, _), comparison in zip(asked, compared, strict=True)
     }
     return [
         judged.get(row)
@@ -130,8 +130,7 @@ class _Sampler:
     """Samples a round's critiques, has them followed and judged, and keeps all of it."""
 
     base: BaseModel
-    model: Tuned
-    merged: PreTrainedModel
+    engine: RolloutEngine
     reviser: Reviser
     feedback: Feedback
     drafts: list[Response]
@@ -148,7 +147,7 @@ class _Sampler:
 
     def sample(self, iteration: int) -> list[Sampled]:
         """The round's critiques by the critic as it is now."""
-        adapters.refresh_merged(self.merged, self.model, POLICY)
+        engine = self.engine.updated(iteration)
         ppo = self.config.ppo
         self.iteration = iteration
         self.turns = turns_of(
@@ -163,11 +162,11 @@ class _Sampler:
             derive_seed(self.seed, "rollout", iteration, row, turn.prompt.id)
             for row, turn in enumerate(self.turns)
         ]
-        self.sampled = sample_rollouts(self.base, self.merged, ids, seeds=seeds, config=ppo)
+        self.sampled = sample_rollouts(engine, ids, seeds=seeds, config=ppo)
         self.critiques = [
             to_sample(
                 self.base.encoder,
-                Tokens(ids=row.response_ids, logprob=row.logprob or 0.0, finished=row.finished),
+                Tokens(ids=row.response_ids, logprobs=row.logprobs or (), finished=row.finished),
                 seed,
             )
             for row, seed in zip(self.sampled, seeds, strict=True)
@@ -177,7 +176,13 @@ class _Sampler:
     def score(self, sequences: Sequences) -> list[float]:
         """What the round's critiques are worth."""
         assert [row.prompt_ids for row in self.sampled] == [ids for ids, _ in sequences]
-        self.revisions = self.reviser.revisions(self.turns, self.critiques, 1 + self.iteration)
+        self.revisions = ranks.in_parts(
+            list(zip(self.turns, self.critiques, strict=True)),
+            self.config.ppo.shard_size,
+            lambda part: self.reviser.revisions(
+                [turn for turn, _ in part], [critique for _, critique in part], 1 + self.iteration
+            ),
+        )
         found = [
             self.reviser.assess(turn, critique=critique, revision=revision)
             for turn, critique, revision in zip(
@@ -195,7 +200,9 @@ class _Sampler:
         return [one.score for one in self.judged]
 
     def keep(self, iteration: int, batch: RolloutBatch) -> None:
-        """Write the round, for the audit trail."""
+        """Write the round, for the audit trail; on rank 0."""
+        if not ranks.is_first():
+            return
         lines = [
             dump_line(
                 CritiqueRollout(
@@ -270,10 +277,10 @@ def rl_critic(
         tuned = _begin(base, model, seed)
         with detached(tuned):
             adapters.copy_adapter(tuned, REFERENCE, POLICY)
+            engine = rollout_engine(base, tuned, folder=work.scratch / "pushed", name="rl_critic")
             sampler = _Sampler(
                 base=base,
-                model=tuned,
-                merged=adapters.merged_copy(tuned, POLICY),
+                engine=engine,
                 reviser=reviser,
                 feedback=feedback,
                 drafts=kept,
@@ -306,11 +313,14 @@ def rl_critic(
                     pad_id=base.eos_id,
                     stage="rl_critic",
                 )
+            engine.close()
             save(base, tuned, POLICY, work)
+            ranks.barrier()
             content = b"".join(
                 path.read_bytes() for path in sorted((work.scratch / "rollouts").glob("*.jsonl"))
             )
-            write_atomically(work.folder / ROLLOUTS, content)
+            if ranks.is_first():
+                write_atomically(work.folder / ROLLOUTS, content)
             unjudged = keep_judgements(work.scratch / "judgements", work)
         work.counts = {
             "rounds": config.ppo.num_iterations,

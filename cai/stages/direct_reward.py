@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai import ranks
 from cai.artifacts import Artifact, Work, write_atomically
 from cai.choices import RewardKind
 from cai.constitution import Principle
@@ -189,8 +190,9 @@ class DirectScores:
             assert [row.prompt_ids for row in found.sampled] == [ids for ids, _ in sequences]
             texts = [base.encoder.decode(row.response_ids) for row in found.sampled]
             judged = self.judge(found.iteration, found.prompts, texts)
-            lines = "".join(map(dump_line, judged)).encode("ascii")
-            write_atomically(self.folder / f"{found.iteration:05d}.jsonl", lines)
+            if ranks.is_first():
+                lines = "".join(map(dump_line, judged)).encode("ascii")
+                write_atomically(self.folder / f"{found.iteration:05d}.jsonl", lines)
             return [one.score for one in judged]
 
         return score
@@ -222,7 +224,9 @@ class DirectScores:
                 max_log_odds=self.config.max_log_odds,
                 unjudged=self.config.unjudged,
             )
-            for row, comparison in enumerate(self.feedback.compare(pairs))
+            for row, comparison in enumerate(
+                ranks.in_parts(pairs, self.config.ppo.shard_size, self.feedback.compare)
+            )
         ]
 
     def _values(
@@ -245,7 +249,8 @@ class DirectScores:
             for row, (prompt, text, principle) in enumerate(zip(prompts, texts, drawn, strict=True))
             if shown(text)
         }
-        values = dict(zip(asked, method.values(list(asked.values())), strict=True))
+        found = ranks.in_parts(list(asked.values()), self.config.ppo.shard_size, method.values)
+        values = dict(zip(asked, found, strict=True))
         return [
             self._valued(iteration, row, prompt, principle, values.get(row, Unjudged.empty))
             for row, (prompt, principle) in enumerate(zip(prompts, drawn, strict=True))
@@ -278,8 +283,10 @@ class DirectScores:
 
 def keep_judgements(folder: Path, work: Work) -> dict[str, int]:
     """Write all rounds' judgements into the artifact, and count those without a label."""
+    ranks.barrier()
     content = b"".join(path.read_bytes() for path in sorted(folder.glob("*.jsonl")))
-    write_atomically(work.folder / JUDGEMENTS, content)
+    if ranks.is_first():
+        write_atomically(work.folder / JUDGEMENTS, content)
     found = parse_lines(RolloutJudgement, content.decode("ascii"), JUDGEMENTS)
     counts = Counter(f"unjudged_{one.unjudged}" for one in found if one.unjudged is not None)
     return dict(sorted(counts.items()))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai import adapters
+from cai import adapters, ranks
 from cai.artifacts import Artifact, Work, in_shards
 from cai.choices import Combine, Select
 from cai.config import SamplingConfig
@@ -264,7 +264,8 @@ def selected_policy(
         )
         known = is_known(measured_gold)
         chosen = measured.chosen(Select.gold_peak, gold_is_known=known).num_rounds
-        shutil.copytree(policies.folder(chosen), work.folder / ADAPTER, dirs_exist_ok=True)
+        if ranks.is_first():
+            shutil.copytree(policies.folder(chosen), work.folder / ADAPTER, dirs_exist_ok=True)
         fall = measured.knee.fall
         work.write_json(
             SELECTION,

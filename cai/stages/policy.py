@@ -15,14 +15,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
-from cai import adapters, training
+from cai import adapters, ranks, training
 from cai.artifacts import Artifact, Work, write_atomically
 from cai.choices import ValueAdapter
 from cai.context import RunContext, Stage
+from cai.engines import Engine
+from cai.engines.rollout_engine import RolloutEngine, rollout_engine
 from cai.errors import ConfigError, UserError
-from cai.full_weights import Tuned
+from cai.generation import Tokens
 from cai.model_config import ModelConfig
 from cai.models import POLICY, REFERENCE, BaseModel, identity
 from cai.rollout import RolloutBatch, Sampled
@@ -73,26 +73,30 @@ def rollout_prompts(
 
 
 def sample_rollouts(
-    base: BaseModel,
-    merged: PreTrainedModel,
+    engine: Engine,
     prompts: Sequence[tuple[int, ...]],
     *,
     seeds: Sequence[int],
     config: PPOConfig,
 ) -> list[Sampled]:
-    """One response per prompt by a merged copy of the policy, each from its own stream."""
-    tokens = base.generator(merged).sample(
-        prompts,
-        seeds=seeds,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-    )
+    """One response per prompt by the policy's engine, each from its own stream."""
+
+    def sample(part: Sequence[tuple[tuple[int, ...], int]]) -> list[Tokens]:
+        return engine.sample(
+            [prompt_ids for prompt_ids, _ in part],
+            seeds=[seed for _, seed in part],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+        )
+
+    asked = list(zip(prompts, seeds, strict=True))
+    tokens = ranks.in_parts(asked, config.shard_size, sample)
     return [
         Sampled(
             prompt_ids=prompt_ids,
             response_ids=row.ids,
             finished=row.finished,
-            logprob=row.logprob,
+            logprobs=row.logprobs,
         )
         for prompt_ids, row in zip(prompts, tokens, strict=True)
     ]
@@ -100,16 +104,15 @@ def sample_rollouts(
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Sampler:
-    """Samples each round from a merged copy of the policy and keeps what it sampled."""
+    """Samples each round from the policy as it is then and keeps what it sampled."""
 
     base: BaseModel
-    model: Tuned
+    engine: RolloutEngine
     red_team: list[Prompt]
     helpful: list[Prompt]
     config: PPOConfig
     seed: int
     folder: Path
-    merged: PreTrainedModel
     iteration: int = 0
     prompts: list[Prompt] = dataclasses.field(default_factory=list)
     sampled: list[Sampled] = dataclasses.field(default_factory=list)
@@ -117,7 +120,7 @@ class _Sampler:
 
     def sample(self, iteration: int) -> list[Sampled]:
         """The round's responses by the policy as it is now."""
-        adapters.refresh_merged(self.merged, self.model, POLICY)
+        engine = self.engine.updated(iteration)
         self.iteration = iteration
         self.prompts = rollout_prompts(
             self.red_team, self.helpful, config=self.config, seed=self.seed, iteration=iteration
@@ -127,13 +130,13 @@ class _Sampler:
             derive_seed(self.seed, "rollout", iteration, row, prompt.id)
             for row, prompt in enumerate(self.prompts)
         ]
-        self.sampled = sample_rollouts(
-            self.base, self.merged, ids, seeds=self.seeds, config=self.config
-        )
+        self.sampled = sample_rollouts(engine, ids, seeds=self.seeds, config=self.config)
         return self.sampled
 
     def keep(self, iteration: int, batch: RolloutBatch) -> None:
-        """Write the round's rollouts, texts and scores, for the audit trail."""
+        """Write the round's rollouts, texts and scores, for the audit trail; on rank 0."""
+        if not ranks.is_first():
+            return
         scores = batch.scores_B.tolist()
         kls = batch.kl_BT.sum(1).tolist()
         lines = [
@@ -144,7 +147,7 @@ class _Sampler:
                     sample=Sample(
                         text=self.base.encoder.decode(row.response_ids),
                         num_tokens=len(row.response_ids),
-                        logprob=row.logprob or 0.0,
+                        logprob=sum(row.logprobs or ()),
                         finished=row.finished,
                         seed=seed,
                     ),
@@ -163,7 +166,8 @@ class _Sampler:
         return Round(iteration=self.iteration, prompts=self.prompts, sampled=self.sampled)
 
     def collect(self) -> bytes:
-        """All rounds' rollouts."""
+        """All rounds' rollouts, on every rank."""
+        ranks.barrier()
         return b"".join(path.read_bytes() for path in sorted(self.folder.glob("*.jsonl")))
 
 
@@ -262,15 +266,15 @@ def policy(
                     f"{config.max_new_tokens} in model.max_context={model.max_context}"
                     f"{reward.limit()}; type a smaller one or a larger other"
                 )
+            engine = rollout_engine(base, tuned, folder=work.scratch / "pushed", name=name)
             sampler = _Sampler(
                 base=base,
-                model=tuned,
+                engine=engine,
                 red_team=pools[0],
                 helpful=pools[1],
                 config=config,
                 seed=seed,
                 folder=work.scratch / "rollouts",
-                merged=adapters.merged_copy(tuned, POLICY),
             )
             sampler.folder.mkdir(exist_ok=True)
             with reported(
@@ -300,9 +304,11 @@ def policy(
                     pad_id=base.eos_id,
                     stage=name,
                 )
+            engine.close()
             save(base, tuned, POLICY, work)
             rollouts = sampler.collect()
-            write_atomically(work.folder / ROLLOUTS, rollouts)
+            if ranks.is_first():
+                write_atomically(work.folder / ROLLOUTS, rollouts)
             counted = scores.finish(work, rollouts)
         work.counts = {
             "rounds": config.num_iterations,

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from cai import ranks
 from cai.adapters import HEAD_FILE, IDENTITY_FILE
 from cai.artifacts import Artifact, Work, file_sha256
 from cai.context import RunContext, Stage
@@ -54,9 +55,10 @@ def start_policy(context: RunContext, *, model: ModelConfig, start: str | None) 
 
     def run(work: Work) -> None:
         target = work.folder / ADAPTER
-        target.mkdir(exist_ok=True)
-        for name in files:
-            shutil.copyfile(folder / name, target / name)
+        if ranks.is_first():
+            target.mkdir(exist_ok=True)
+            for name in files:
+                shutil.copyfile(folder / name, target / name)
         work.counts = {"files": len(files)}
 
     artifact = context.run(

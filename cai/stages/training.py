@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cai import adapters, training
+from cai import adapters, ranks, training
 from cai.artifacts import Artifact, Work
 from cai.checkpoints import newest, step_of
 from cai.choices import RevisionsUsed
@@ -76,7 +76,12 @@ def save(
     *,
     name: str = ADAPTER,
 ) -> None:
-    """Write an adapter, and a head, into the artifact and check that they read back the same."""
+    """Write an adapter, and a head, into the artifact and check that they read back the same.
+
+    On rank 0; the others have the same weights.
+    """
+    if not ranks.is_first():
+        return
     adapters.save_adapter(
         model,
         adapter,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from cai import ranks
 from cai.artifacts import Artifact, Work, in_shards
 from cai.context import RunContext, Stage
 from cai.errors import UserError
@@ -93,7 +94,8 @@ def _tuned(context: RunContext, *, config: TunedConfig, model: ModelConfig) -> A
         for artifact in inputs.values():
             readings += artifact.records(Reading)
         trained = fit(_examples(readings, num_tests=num_tests), config)
-        trained.probe.save(work.folder)
+        if ranks.is_first():
+            trained.probe.save(work.folder)
         work.write_json("chosen.json", list(trained.comparison_weights))
         work.counts = {"pairs": len(readings), "tests": num_tests}
 

@@ -171,7 +171,7 @@ def _rounds(job: Job) -> Outcome:
                 prompt_ids=tuple(prompt),
                 response_ids=row.ids,
                 finished=False,
-                logprob=row.logprob,
+                logprobs=row.logprobs,
             )
             for prompt, row in zip(prompts, found, strict=True)
         ]

@@ -48,6 +48,10 @@ REPORTED = {
     "val/cut_rate",
     "val/response_length",
     "val/sampler_gap",
+    "val/sampler_kl",
+    "val/sampler_ratio_max",
+    "val/sampler_truncated",
+    "val/sampler_ess",
 }
 
 
@@ -325,7 +329,6 @@ def test_negative_kl_and_cut_responses_are_counted_over_responses(tmp_path):
         entropy_BT=old,
         values_BT=old,
         returns_BT=old,
-        sampler_logprobs_B=torch.full((4,), float("nan")),
     )
     metrics = ppo.round_metrics(changed)
     assert metrics["objective/kl_neg_frac"] == pytest.approx(1 / 3)
