@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cai import ranks
+from cai import preemption, ranks
 from cai.errors import UserError
 from cai.faults import fault
 from cai.locks import held, sign
@@ -216,15 +216,28 @@ def _finished_shards(folder: Path) -> dict[int, Path]:
 
 
 def _claimed(numbers: Sequence[int]) -> Iterator[int]:
-    """Those of the numbers that this rank takes; each goes to the one that asks first."""
+    """Those of the numbers that this rank takes; each goes to the one that asks first.
+
+    A rank that has been warned takes no more.
+    """
     claims = ranks.Counter()
-    while (place := claims.add(1) - 1) < len(numbers):
+    while not preemption.warned() and (place := claims.add(1) - 1) < len(numbers):
         yield numbers[place]
 
 
 def _await_others(written: ranks.Counter, num: int, progress: Bar) -> None:
-    """Wait until every shard is written, in steps, so that a signal ends it at once."""
+    """Wait until every shard is written, in steps, so that a signal ends it at once.
+
+    Raises:
+        Preempted: when shards are missing and every rank has been warned.
+    """
+    resting, counted = ranks.Counter(), False
     while written.add(0) < num:
+        if preemption.warned() and not counted:
+            counted = True
+            resting.add(1)
+        if resting.add(0) == ranks.num_processes():
+            raise preemption.stop()
         progress.update(0)
         time.sleep(POLL_SECONDS)
     progress.update(0)

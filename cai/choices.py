@@ -312,12 +312,3 @@ class FailOn(StrEnum):
     error = "error"
     warning = "warning"
     never = "never"
-
-
-class Strategy(StrEnum):
-    """How several processes train together; Lightning's strategies."""
-
-    ddp = "ddp"
-    """All weights in each process, gradients added up."""
-    fsdp = "fsdp"
-    """FSDP2: each process holds a part of every block's weights."""

@@ -22,10 +22,10 @@ import torch
 
 from cai import ranks
 from cai.artifacts import Artifact, Store, Work, write_atomically
-from cai.config import HardwareConfig
 from cai.constitution import Constitution
 from cai.endpoint import metered
 from cai.faults import fault
+from cai.hardware_config import HardwareConfig
 from cai.models import Models, dtype_of
 from cai.sizes.device import release_memory
 from cai.tracking import Tracker

@@ -1,8 +1,9 @@
 """Fault points: one hook that tests and users can arm from outside to kill a run anywhere.
 
 `CAI_FAULT="revisions:shard=2:kill"` kills the process with SIGKILL the second time the point
-`revisions:shard` is passed; `raise` raises, `interrupt` sends SIGINT, `terminate` sends SIGTERM and
-`enospc` raises the error of a full disk. Without the variable the hook does nothing.
+`revisions:shard` is passed; `raise` raises, `interrupt` sends SIGINT, `terminate` SIGTERM, `warn`
+SIGUSR1 (`cai.preemption`), and `enospc` raises the error of a full disk. Without the variable the
+hook does nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 from collections import Counter
 
 VARIABLE = "CAI_FAULT"
-ACTIONS = ("kill", "raise", "interrupt", "terminate", "enospc")
+ACTIONS = ("kill", "raise", "interrupt", "terminate", "warn", "enospc")
 
 _passed: Counter[str] = Counter()
 
@@ -51,6 +52,8 @@ def fault(point: str) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         case "terminate":
             os.kill(os.getpid(), signal.SIGTERM)
+        case "warn":
+            os.kill(os.getpid(), signal.SIGUSR1)
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case _:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import selectors
@@ -37,6 +38,7 @@ from typing import Any, NoReturn
 from hydra.conf import HydraConf
 from hydra.types import RunMode
 
+from cai import preemption
 from cai.artifacts import write_document
 from cai.choices import Launcher
 from cai.errors import ConfigError, Interrupted
@@ -46,6 +48,8 @@ from cai.multirun import Multirun
 RECORD = "job.json"
 STOP_SECONDS = 8.0
 """How long a run may take to end in order before it is killed."""
+WARNING_SECONDS = 20.0
+"""How long a run may take to come to a checkpoint before a requeue: SLURM gives 30 s (KillWait)."""
 POLL_SECONDS = 0.2
 
 
@@ -219,7 +223,8 @@ def _be_run(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt_once)
         threading.Thread(target=_end_with, args=(worker,), daemon=True).start()
-        outcome = body()
+        with preemption.heeded():
+            outcome = body()
         _write(record, outcome)
         code = outcome.exit_code
     except Interrupted as stop:
@@ -290,12 +295,18 @@ class _Relay:
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def _stop(self) -> None:
-        os.kill(self._child, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._ended() is None:
-            if time.monotonic() > deadline:
-                os.kill(self._child, signal.SIGKILL)
-            time.sleep(POLL_SECONDS / 10)
+        """Let the run end its step or shard; failing that in order; failing that at once."""
+        for number, seconds in (
+            (signal.SIGUSR2, WARNING_SECONDS),
+            (signal.SIGTERM, STOP_SECONDS),
+            (signal.SIGKILL, math.inf),
+        ):
+            os.kill(self._child, number)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                if self._ended() is not None:
+                    return
+                time.sleep(POLL_SECONDS / 10)
 
     def _read(self) -> int:
         """Take what there is; a pipe may stay open longer than the run (wandb's service has it)."""

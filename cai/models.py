@@ -26,11 +26,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from cai import embedded, ranks
 from cai.artifacts import Artifact, digest_of, file_sha256, write_atomically
 from cai.choices import EngineName, ModelSource, Precision
-from cai.config import HardwareConfig
 from cai.engines import Engine, check_probe
 from cai.engines.transformers import TransformersEngine
 from cai.errors import UserError
 from cai.full_weights import copy_of
+from cai.hardware_config import HardwareConfig
 from cai.model_config import EngineConfig, ModelConfig
 from cai.model_start import ModelStart, model_start
 from cai.paths import cache_dir

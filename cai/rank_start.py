@@ -11,6 +11,7 @@ failed first.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -31,12 +32,16 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from cai import ranks
+from cai import preemption, ranks
 from cai.artifacts import write_json
-from cai.config import ALL, Config, HardwareConfig
+from cai.choices import EngineName
+from cai.config import Config
 from cai.errors import ConfigError, Interrupted, UserError
+from cai.hardware_config import ALL, HardwareConfig
 from cai.job import Job
+from cai.model_config import ModelConfig
 from cai.ranks import World
+from cai.roles import roles
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -105,8 +110,10 @@ def on_all(run: Run, config: Config, job: Job) -> float | None:
     """
     if not ranks.is_joined():
         _check_nodes(config.hardware)
+        _check_engines(config)
         return run(config, job) if config.hardware.devices == 1 else start(run, config, job)
     _check_world(config.hardware)
+    _check_engines(config)
     global _in_run
     if _in_run:
         raise UserError(
@@ -124,17 +131,20 @@ def follow(run: Run) -> int:
     """Do the runs that rank 0 begins, until it says that there is none; the exit code."""
     global _in_run
     _speak_of_errors_only()
-    while (begun := ranks.broadcast(None)) is not None:
-        _in_run = True
-        try:
-            run(*begun)
-        except UserError as error:
-            log.error("%s: %s", _name(), error)
-            return error.exit_code
-        except Exception:
-            log.exception("%s failed", _name())
-            return 1
-        _in_run = False
+    with preemption.heeded():
+        while (begun := ranks.broadcast(None)) is not None:
+            _in_run = True
+            try:
+                run(*begun)
+            except preemption.Preempted:
+                return preemption.EXIT_CODE
+            except UserError as error:
+                log.error("%s: %s", _name(), error)
+                return error.exit_code
+            except Exception:
+                log.exception("%s failed", _name())
+                return 1
+            _in_run = False
     return 0
 
 
@@ -175,6 +185,20 @@ def _check_nodes(hardware: HardwareConfig) -> None:
         )
 
 
+def _check_engines(config: Config) -> None:
+    """Refuse an engine that takes the devices for itself, in every process."""
+    if config.hardware.devices * config.hardware.num_nodes == 1:
+        return
+    for role, one in roles(config).items():
+        if isinstance(one, ModelConfig) and one.engine.name is EngineName.vllm:
+            raise ConfigError(
+                f"{role}: engine=vllm in this process takes its devices for itself, and "
+                f"hardware={config.hardware.name} starts {config.hardware.devices} processes.\n"
+                "  Type: engine=endpoint for it (python -m cai.engines.vllm_server start ...), or "
+                "hardware.devices=1"
+            )
+
+
 def start(run: Run, config: Config, job: Job) -> float | None:
     """Start the ranks of one run on this machine and wait for them.
 
@@ -190,18 +214,21 @@ def start(run: Run, config: Config, job: Job) -> float | None:
         UserError: what the rank that failed first has raised, or how it ended.
         Interrupted: a signal has come.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("distributed.elastic", "distributed.launcher", "multiprocessing.spawn"):
         logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)  # they say less than we do
-    before = {number: signal.getsignal(number) for number in _HANDLED}
+    before = {number: signal.getsignal(number) for number in (*_HANDLED, *preemption.WARNINGS)}
+    for number in preemption.WARNINGS:
+        signal.signal(number, _pass_on)
     with tempfile.TemporaryDirectory(prefix="cai-ranks-") as folder:
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=config.hardware.devices,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
@@ -227,6 +254,16 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that torchrun's agent takes for itself."""
 
 
+def _pass_on(signum: int, frame: FrameType | None) -> None:
+    """Send a signal to the ranks, which the agent keeps to itself."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any("spawn_main" in word for word in child.cmdline()):
+                child.send_signal(signum)
+
+
 def _be_rank(run: Run, config: Config, job: Job, logs: Any, folder: str) -> float | None:
     """One rank, in a process of its own."""
     world = from_environment()
@@ -239,7 +276,7 @@ def _be_rank(run: Run, config: Config, job: Job, logs: Any, folder: str) -> floa
         _speak_of_errors_only()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the agent sends what ends it
     word = Path(folder) / f"{world.rank}.json"
-    with joined(world):
+    with preemption.heeded(), joined(world):
         try:
             return run(config, job)
         except BaseException as error:
@@ -269,13 +306,14 @@ def _leave_word(path: Path, error: BaseException) -> None:
         "message": str(error),
         "kind": type(error).__name__,
         "exit_code": error.exit_code if isinstance(error, UserError) else None,
-        "interrupted": isinstance(error, Interrupted),
+        "signal": error.signum if isinstance(error, Interrupted) else None,
+        "preempted": isinstance(error, preemption.Preempted),
         "traceback": traceback.format_exc(),
     }
     write_json(path, said)
 
 
-def _first_failure(folder: Path, error: ChildFailedError, size: int) -> Exception:
+def _first_failure(folder: Path, error: ChildFailedError, size: int) -> BaseException:
     """What ended a run: a rank that was killed, or else the first that said something."""
     silent = {
         rank: failure.exitcode
@@ -290,10 +328,13 @@ def _first_failure(folder: Path, error: ChildFailedError, size: int) -> Exceptio
             "done is kept."
         )
     told = {int(path.stem): json.loads(path.read_bytes()) for path in folder.glob("*.json")}
-    failed = {rank: said for rank, said in told.items() if not said["interrupted"]}
+    ends = sorted(told.items(), key=lambda one: one[1]["at"])
+    if ends and ends[0][1]["preempted"]:
+        return preemption.Preempted(ends[0][1]["signal"])
+    failed = [(rank, said) for rank, said in ends if said["signal"] is None]
     if not failed:
         return UserError(f"the {size} processes of the run ended before it was done")
-    rank, said = min(failed.items(), key=lambda one: one[1]["at"])
+    rank, said = failed[0]
     if said["exit_code"] is not None:
         kind = ConfigError if said["exit_code"] == ConfigError.exit_code else UserError
         return kind(said["message"])
@@ -323,7 +364,8 @@ def settled(hardware: HardwareConfig, *, plan: bool) -> HardwareConfig:
         if hardware.accelerator == "auto" and not there:
             there, what = cores, "processors"
     devices = there if hardware.devices == ALL else hardware.devices
-    if devices < 1 or (devices > there and not plan):
+    tasks = what == "processors" and ranks.is_joined()  # each may be bound to its own
+    if devices < 1 or (devices > there and not plan and not tasks):
         other = f"hardware.devices={there}" if there else "hardware=cpu"
         raise ConfigError(
             f"hardware.devices={hardware.devices}: this machine has {there} {what}.\n"

@@ -3,7 +3,8 @@
 `python -m cai.run phase=rlaif constitution=medical`; `--help` shows the rest. Nothing heavier than
 Hydra is imported before a job starts, so `--help`, `--cfg` and completion are quick.
 
-Exit codes: 0 done, 1 failed, 2 wrong settings, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 failed, 2 wrong settings, 75 ended in order after SIGUSR1 or SIGUSR2 (try
+again; `cai.preemption`), 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cai import __version__, launching, multirun, paths, rank_start, ranks
+from cai import __version__, launching, multirun, paths, preemption, rank_start, ranks
 from cai.config import AuditPhaseConfig, CompareConfig, Config, MatrixConfig, TraceConfig
 from cai.errors import ConfigError, Interrupted, RunFailedError, UserError
 from cai.explain import CommandLine, explain
 from cai.job import PROGRAM, Job, describe
 from cai.launching import Launch, Outcome
 from cai.overrides import check_overrides, is_override
+from cai.preemption import Preempted
+from cai.ranks import World
 from cai.schema import to_config
 
 log = logging.getLogger("cai")
@@ -58,8 +61,18 @@ def main() -> int:
     world = rank_start.from_environment()
     if world is None or ranks.is_joined():
         return _command(arguments)
+    if world.rank:
+        return _follow(world)
     with rank_start.joined(world):
-        code = rank_start.follow(_compute) if world.rank else _command(arguments)
+        code = _command(arguments)
+        rank_start.part(code)
+    return code
+
+
+def _follow(world: World) -> int:
+    """Be one of the other ranks of what rank 0 does."""
+    with rank_start.joined(world):
+        code = rank_start.follow(_compute)
         rank_start.part(code)
     return code
 
@@ -73,7 +86,7 @@ def _command(arguments: list[str]) -> int:
         overrides=tuple(text for text in arguments if is_override(text)),
     )
     try:
-        with _signals_interrupt(), _hydra_raises():
+        with _signals_interrupt(), preemption.heeded(), _hydra_raises():
             _check(arguments, line)
             try:
                 _compose_and_run()
@@ -88,6 +101,9 @@ def _command(arguments: list[str]) -> int:
             _say(f"\nRuns on the cluster go on. End them with: scancel {' '.join(ids)}")
         again = f"{PROGRAM} {shlex.join(arguments)}".rstrip()
         _say(f"\nInterrupted; what is done is kept. Continue with: {again}")
+        if isinstance(stop, Preempted):
+            preemption.requeue()
+            return preemption.EXIT_CODE
         return 128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
     except SystemExit as end:  # argparse and Hydra's own flags
         if end.code == 2:
@@ -119,12 +135,25 @@ def _run_where_it_belongs(cfg: DictConfig) -> float | None:
             raise SystemExit(0)
         return objective
 
+    world = rank_start.from_environment()  # tasks of one job are the ranks of one run
+
     def body() -> Outcome:
         with suppress(Exception):  # it is in the outcome
             _run(cfg, job, launch)
         return _outcomes[-1]
 
-    outcome = launching.run_apart(body, job, launch)
+    def lead() -> Outcome:
+        assert world is not None
+        with rank_start.joined(world):
+            outcome = body()
+            if outcome.failure is None:
+                rank_start.part(0)
+            return outcome
+
+    if world is not None and world.rank:
+        _follow(world)
+        return None
+    outcome = launching.run_apart(lead if world is not None else body, job, launch)
     if outcome.failure is not None and launch.raises:
         raise RunFailedError(outcome.failure)
     return outcome.objective

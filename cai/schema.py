@@ -34,7 +34,6 @@ from cai.config import (
     DPOPhaseConfig,
     EvaluateConfig,
     EvaluationConfig,
-    HardwareConfig,
     LoggerConfig,
     MatrixConfig,
     PhaseConfig,
@@ -57,6 +56,7 @@ from cai.feedback_config import (
     ScoreConfig,
     TunedConfig,
 )
+from cai.hardware_config import HardwareConfig
 from cai.model_config import EngineConfig, ModelConfig, ServerConfig
 from cai.multirun import note_multirun
 from cai.rlhf_config import HybridConfig, RLHFConfig

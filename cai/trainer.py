@@ -25,10 +25,10 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from cai import ranks
+from cai import preemption, ranks
 from cai.checkpoints import VerifiedCheckpointIO, checkpoint_path, newest, prune, step_of
-from cai.config import HardwareConfig
 from cai.faults import fault
+from cai.hardware_config import HardwareConfig
 from cai.loaders import EpochLoader, RolloutLoader
 from cai.seeds import derive_seed
 
@@ -93,11 +93,15 @@ class _Steps(Callback):
         """Report first: a step that a checkpoint covers has been reported."""
         self.done = batch_idx + 1
         self.on_step(self.done, outputs["metrics"])
-        if self.done % self.checkpoint_every == 0 or self.done == self.max_steps:
+        last = self.done == self.max_steps
+        stopping = not last and preemption.stop_between_steps()
+        if stopping or last or self.done % self.checkpoint_every == 0:
             trainer.save_checkpoint(checkpoint_path(self.work_dir, self.done))
             if ranks.is_first():
                 prune(self.work_dir)
             fault(f"{self.stage}:checkpoint")
+        if stopping:
+            raise preemption.stop()
 
 
 @contextlib.contextmanager

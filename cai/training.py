@@ -13,8 +13,8 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from cai import adapters, ranks
-from cai.config import HardwareConfig
 from cai.full_weights import Tuned
+from cai.hardware_config import HardwareConfig
 from cai.heads import ScoreHead
 from cai.loaders import (
     E,

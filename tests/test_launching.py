@@ -261,3 +261,41 @@ def test_jobs_of_a_cluster_are_named_for_scancel(tmp_path):
     assert cluster_jobs(asked) == ["4711", "4712"]
     local = multirun.Multirun(folder=tmp_path, launcher=Launcher.submitit_local)
     assert not cluster_jobs(local)
+
+
+def test_tasks_of_one_job_are_the_ranks_of_one_run(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = [a for a in tiny_arguments(tiny_folder, "sl_cai") if not a.startswith("hardware.")]
+    process = start(
+        tmp_path,
+        "-m",
+        *arguments,
+        "hardware=cpu_ddp",
+        "hardware.precision=fp32",
+        "hydra/launcher=submitit_local",
+        "hydra.launcher.tasks_per_node=2",
+    )
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    (folder,) = run_dirs(tmp_path)
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "done"
+    manifests = list((tmp_path / "outputs" / "store").glob("*/*/manifest.json"))
+    assert {json.loads(path.read_text())["processes"] for path in manifests} == {2}
+    assert json.loads((folder / "job.json").read_text())["ended"]["failure"] is None
+
+
+def test_slurm_is_one_word_and_its_tasks_are_the_devices() -> None:
+    from hydra import compose, initialize_config_dir
+
+    from cai import paths
+
+    with initialize_config_dir(str(paths.CONF), version_base="1.3"):
+        cfg = compose(
+            "config",
+            overrides=["hardware=slurm", "hardware.devices=4", "hardware.num_nodes=2"],
+            return_hydra_config=True,
+        )
+    assert cfg.hydra.mode.name == "MULTIRUN"
+    assert cfg.hydra.runtime.choices["hydra/launcher"] == Launcher.submitit_slurm
+    launcher = cfg.hydra.launcher
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 4, 4)
+    assert launcher.max_num_timeout > 0

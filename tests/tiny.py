@@ -26,11 +26,10 @@ from cai.choices import (
     RevisionsUsed,
     SamplerCorrection,
     Select,
-    Strategy,
     ValueAdapter,
 )
-from cai.config import HardwareConfig
 from cai.full_weights import FullCopies, Tuned
+from cai.hardware_config import HardwareConfig
 from cai.heads import ScoreHead
 from cai.loaders import PairExample, SFTExample
 from cai.low_rank import lora_layers
@@ -109,8 +108,6 @@ def hardware(micro_batch_size: int = 4) -> HardwareConfig:
         accelerator="cpu",
         devices=ranks.world().size,
         num_nodes=1,
-        strategy=Strategy.ddp,
-        activation_checkpointing=False,
         num_threads=1,
         precision=Precision.fp32,
         micro_batch_size=micro_batch_size,

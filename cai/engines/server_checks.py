@@ -19,13 +19,13 @@ from typing import Any
 from transformers import AutoConfig
 
 from cai import low_rank
-from cai.config import HardwareConfig
 from cai.connection import Reply
 from cai.endpoint import Cache, Client
 from cai.engines import vllm
 from cai.engines.endpoint import EndpointEngine
 from cai.engines.vllm_server import command_line, needed_length
 from cai.errors import UserError
+from cai.hardware_config import HardwareConfig
 from cai.model_config import LoRAConfig, ModelConfig, ServerConfig
 from cai.models import BaseModel, load
 from cai.types import Message

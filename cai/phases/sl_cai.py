@@ -128,7 +128,7 @@ class Reviewing:
 def judged(
     model: ModelConfig, inputs: Inputs, context: RunContext, *, labelled: LabelledSet
 ) -> JudgedFeedback:
-    """The run's feedback, trained where it is a trained one, and measured; `model` is the phase's."""
+    """The run's feedback by the phase's model, trained where it is a trained one, and measured."""
     judge = judge_of(model, inputs, context)
     checked = comparisons.feedback_check(context, judge=judge, labelled=labelled)
     return JudgedFeedback(judge=judge.measured(checked), checked=checked)

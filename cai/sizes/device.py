@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cai.choices import Precision
-from cai.config import HardwareConfig
+from cai.hardware_config import HardwareConfig
 from cai.models import dtype_of
 from cai.sizes.memory import Place
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.config import HardwareConfig
 from cai.context import StageResult, StageStatus
 from cai.errors import UserError
+from cai.hardware_config import HardwareConfig
 from cai.model_config import LoRAConfig
 from cai.sizes.memory import FLOAT
 from cai.sizes.text import NAMES, cell, gigabytes, table

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from cai.artifacts import MANIFEST
-from cai.config import HardwareConfig
 from cai.context import StageResult
+from cai.hardware_config import HardwareConfig
 from cai.sizes.work import Scene, Work, work_of
 
 

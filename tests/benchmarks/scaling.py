@@ -33,8 +33,9 @@ from pathlib import Path
 import torch
 
 from cai.artifacts import Store
-from cai.config import Config, HardwareConfig
+from cai.config import Config
 from cai.context import RunContext
+from cai.hardware_config import HardwareConfig
 from cai.models import Models
 from cai.principle_subset import chosen_document
 from cai.session import set_up
