@@ -276,12 +276,19 @@ def _be_rank(run: Run, config: Config, job: Job, logs: Any, folder: str) -> floa
         _speak_of_errors_only()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the agent sends what ends it
     word = Path(folder) / f"{world.rank}.json"
-    with preemption.heeded(), joined(world):
-        try:
-            return run(config, job)
-        except BaseException as error:
-            _leave_word(word, error)  # before the others notice, and fail of it
-            raise SystemExit(1) from None
+    try:
+        with preemption.heeded(), joined(world):
+            try:
+                return run(config, job)
+            except BaseException as error:
+                _leave_word(word, error)  # before the others notice, and fail of it
+                raise
+    except BaseException as error:
+        if not word.is_file():
+            _leave_word(word, error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the agent's SIGTERM may come at any point of an orderly end
 
 
 def _interrupt_once(signum: int, frame: FrameType | None) -> None:
