@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -169,6 +170,7 @@ class Settings:
     max_log_odds = 1.0
     unaccepted = -0.7
     unjudged = UNJUDGED
+    ppo = SimpleNamespace(shard_size=8)
 
 
 def test_a_critique_is_paid_by_the_revision_that_follows_it(medical: Constitution) -> None:
