@@ -48,8 +48,10 @@ from cai.multirun import Multirun
 RECORD = "job.json"
 STOP_SECONDS = 8.0
 """How long a run may take to end in order before it is killed."""
-WARNING_SECONDS = 20.0
-"""How long a run may take to come to a checkpoint before a requeue: SLURM gives 30 s (KillWait)."""
+WARNING_SECONDS = 30
+"""How long before its end a job of submitit is warned, where no setting says it."""
+REQUEUE_SECONDS = 10.0
+"""How long submitit may take to requeue a job."""
 POLL_SECONDS = 0.2
 
 
@@ -60,6 +62,8 @@ class Launch:
     launcher: Launcher
     num_threads: int | None
     """Its share of the processors; None: whatever torch takes."""
+    patience: float
+    """Seconds that a run has after a warning to come to a checkpoint."""
     raises: bool
     """Whether a failure is the sweeper's to see: one that optimises counts it as a trial; to the
     basic one it would be a reason to leave out the batches that follow."""
@@ -91,23 +95,30 @@ class Outcome:
 def launch_of(hydra: HydraConf) -> Launch:
     """How the current run was started, from `HydraConfig.get()`."""
     if hydra.mode != RunMode.MULTIRUN:
-        return Launch(launcher=Launcher.basic, num_threads=None, raises=False)
+        return Launch(launcher=Launcher.basic, num_threads=None, patience=0, raises=False)
     launcher = Launcher(hydra.runtime.choices["hydra/launcher"])
     return Launch(
         launcher=launcher,
         num_threads=_num_threads(launcher, hydra.launcher),
+        patience=_patience(hydra.launcher),
         raises=hydra.runtime.choices["hydra/sweeper"] != "basic",
     )
 
 
 def check_launcher(overrides: tuple[str, ...], *, multirun: bool) -> None:
-    """Refuse a launcher where nothing would be launched.
+    """Refuse a launcher where nothing would be launched, and jobs of a cluster that only plan.
 
     Raises:
-        ConfigError: There is one, and the command is not a multirun.
+        ConfigError: with what to type.
     """
     given = dict(text.partition("=")[::2] for text in overrides)
     launcher = given.get("hydra/launcher", Launcher.basic)
+    cluster = launcher == Launcher.submitit_slurm or given.get("hardware") == "slurm"
+    if multirun and cluster and given.get("plan", "").lower() == "true":
+        raise ConfigError(
+            "plan=true with -m would ask the cluster for jobs that only plan.\n"
+            "  Leave -m out: one run is planned here."
+        )
     swept = given.get("sweeps", "null") != "null" or given.get("hydra.mode") == "MULTIRUN"
     if launcher != Launcher.basic and not (multirun or swept):
         raise ConfigError(
@@ -127,6 +138,12 @@ def _num_threads(launcher: Launcher, settings: Any) -> int | None:
     if launcher is Launcher.submitit_slurm:
         return settings.cpus_per_task
     return settings.cpus_per_task or 1 if launcher is Launcher.submitit_local else 1
+
+
+def _patience(settings: Any) -> float:
+    """Time between a warning and the end of a job, but for what has to follow."""
+    warned = settings.get("signal_delay_s", WARNING_SECONDS)
+    return max(warned - STOP_SECONDS - REQUEUE_SECONDS, POLL_SECONDS)
 
 
 def run_apart(body: Callable[[], Outcome], job: Job, launch: Launch) -> Outcome:
@@ -152,10 +169,17 @@ def run_apart(body: Callable[[], Outcome], job: Job, launch: Launch) -> Outcome:
         _be_run(body, record, worker=worker, output=output[1], errors=errors[1])
     os.close(output[1])
     os.close(errors[1])
-    relay = _Relay(child, output=output[0], errors=errors[0], mark=f"#{job.job_num} ")
+    relay = _Relay(
+        child,
+        output=output[0],
+        errors=errors[0],
+        mark=f"#{job.job_num} ",
+        patience=launch.patience,
+    )
     status = relay.wait()
     outcome = _read(record)
     if outcome is None:
+        relay.requeue()
         outcome = Outcome(
             num=job.job_num,
             run_dir=job.run_dir,
@@ -255,17 +279,21 @@ def _end_with(worker: int) -> None:
 class _Relay:
     """Passes on what a run says until it ends; ends it when this process must end."""
 
-    def __init__(self, child: int, *, output: int, errors: int, mark: str) -> None:
-        self._child, self._mark = child, mark.encode()
+    def __init__(self, child: int, *, output: int, errors: int, mark: str, patience: float) -> None:
+        self._child, self._mark, self._patience = child, mark.encode(), patience
         self._output, self._errors = output, errors
         self._table, self._line = bytearray(), bytearray()
         self._asker = os.getppid()
+        self._warning: int | None = None
+        self._handlers: dict[int, Any] = {}
         self.orphaned = False
         """Whether the process that started this one has gone."""
 
     def wait(self) -> int:
         """Its exit status, once it has ended; minus the signal's number when one ended it."""
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asker's to act on
+        ours = dict.fromkeys(preemption.WARNINGS, self._note)
+        ours[signal.SIGINT] = signal.SIG_IGN  # the asker's to act on
+        self._handlers = {number: signal.signal(number, act) for number, act in ours.items()}
         status = None
         try:
             with selectors.DefaultSelector() as selector:
@@ -275,14 +303,13 @@ class _Relay:
                 while status is None:
                     if not selector.select(timeout=POLL_SECONDS) or not self._read():
                         time.sleep(POLL_SECONDS / 10)
-                    status = self._ended()
+                    status = self._stopped() if self._warning else self._ended()
                     if status is None and os.getppid() != self._asker and not self.orphaned:
                         self.orphaned = True
                         os.kill(self._child, signal.SIGTERM)
         finally:
-            if status is None:  # submitit's handler, before a requeue
-                self._stop()
-            signal.signal(signal.SIGINT, before)
+            for number, act in self._handlers.items():
+                signal.signal(number, act)
         self._read()
         self._say(1, self._mark + b"\n" + self._table if self._table else b"")
         self._say(2, self._mark + self._line + b"\n" if self._line else b"")
@@ -294,19 +321,32 @@ class _Relay:
         pid, status = os.waitpid(self._child, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
-    def _stop(self) -> None:
+    def requeue(self) -> None:
+        """Let submitit requeue a job that was warned; it ends this process.
+
+        Not before the run has ended: SLURM ends every process of a job that is requeued.
+        """
+        if self._warning is not None and callable(act := self._handlers[self._warning]):
+            act(self._warning, None)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._warning = signum
+
+    def _stopped(self) -> int:
         """Let the run end its step or shard; failing that in order; failing that at once."""
         for number, seconds in (
-            (signal.SIGUSR2, WARNING_SECONDS),
+            (signal.SIGUSR2, self._patience),
             (signal.SIGTERM, STOP_SECONDS),
             (signal.SIGKILL, math.inf),
         ):
             os.kill(self._child, number)
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
-                if self._ended() is not None:
-                    return
+                self._read()
+                if (status := self._ended()) is not None:
+                    return status
                 time.sleep(POLL_SECONDS / 10)
+        raise AssertionError("a killed process ends")
 
     def _read(self) -> int:
         """Take what there is; a pipe may stay open longer than the run (wandb's service has it)."""

@@ -242,6 +242,7 @@ def _register() -> None:
     register("cai_run_id", _run_id, use_cache=True, replace=True)
     register("cai_base", _base, use_cache=True, replace=True)
     register("cai_multirun", note_multirun, replace=True)
+    register("cai_mode", lambda plan: None if plan else "MULTIRUN", replace=True)
     register("cai_name", _name, replace=True)
     register("cai_slug", _slug, replace=True)
     register("cai_subject", _subject, replace=True)

@@ -207,7 +207,7 @@ def train_dpo(
         stage: For messages and fault points.
     """
     epochs = partial(_epochs, config=config, size=_pairs_at_once(hardware), seed=seed)
-    with bar(len(pairs), name="reference log-probabilities", unit="pairs") as progress:
+    with bar(len(pairs), name="reference log-probabilities", unit="pairs", shared=True) as progress:
         asked = with_reference(
             model,
             epochs(pairs, collate_pairs),

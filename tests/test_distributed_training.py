@@ -277,6 +277,13 @@ def test_a_run_of_two_processes_tells_its_story_once(together: Finished) -> None
     assert together.output.count("policy: 2/2 rounds") == 1
 
 
+def test_the_bar_of_what_the_reference_says_counts_all_ranks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    on_ranks(2, lambda: CASES["dpo, uneven"](tmp_path))
+    assert capfd.readouterr().err.count("reference log-probabilities: 5/5 pairs") == 1
+
+
 @pytest.mark.parametrize("first", ["one", "two"])
 def test_a_run_goes_on_with_another_number_of_processes(
     first: str, alone: Finished, tiny_folder: Path, tmp_path: Path

@@ -19,7 +19,8 @@ import pytest
 
 from cai import multirun, run
 from cai.choices import Launcher
-from cai.launching import cluster_jobs
+from cai.errors import ConfigError
+from cai.launching import check_launcher, cluster_jobs
 from tests.runs import tiny_arguments
 
 pytest.importorskip("joblib")
@@ -281,6 +282,13 @@ def test_tasks_of_one_job_are_the_ranks_of_one_run(tiny_folder: Path, tmp_path: 
     manifests = list((tmp_path / "outputs" / "store").glob("*/*/manifest.json"))
     assert {json.loads(path.read_text())["processes"] for path in manifests} == {2}
     assert json.loads((folder / "job.json").read_text())["ended"]["failure"] is None
+
+
+@pytest.mark.parametrize("cluster", ["hardware=slurm", "hydra/launcher=submitit_slurm"])
+def test_a_plan_of_several_runs_asks_the_cluster_for_nothing(cluster: str) -> None:
+    with pytest.raises(ConfigError, match="Leave -m out"):
+        check_launcher((cluster, "seed=0,1", "plan=true"), multirun=True)
+    check_launcher((cluster, "seed=0,1", "plan=false"), multirun=True)
 
 
 def test_slurm_is_one_word_and_its_tasks_are_the_devices() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cai.checkpoints import step_of
 from tests.runs import tiny_arguments
 
 pytest.importorskip("submitit")
@@ -40,8 +40,20 @@ with (home / "asked").open("a") as stream:
     stream.write(" ".join(sys.argv[1:]) + "\\n")
 if sys.argv[1] == "show":
     print("localhost")
-if sys.argv[1] == "requeue":
+if sys.argv[1] == "requeue":  # the job is ended for it, every process of it
     (home / "again").touch()
+    end = [sys.executable, str(home / "scontrol"), "end"]
+    subprocess.Popen(end, start_new_session=True, stdout=subprocess.DEVNULL)
+if sys.argv[1] in ("end", "warn"):
+    import psutil, signal
+    tasks = [psutil.Process(int(pid)) for pid in (home / "pids").read_text().split()]
+    job = [one for task in tasks for one in (task, *task.children(recursive=True))]
+    for one in job:
+        if "scontrol" not in " ".join(one.cmdline()):
+            one.send_signal(signal.SIGUSR2 if sys.argv[1] == "warn" else signal.SIGTERM)
+    if sys.argv[1] == "end":
+        for one in psutil.wait_procs(job, timeout=3)[1]:
+            one.kill()
 if sys.argv[1] == "start":
     own = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SUBMITIT_"))}
     (home / "again").touch()
@@ -85,6 +97,19 @@ state = (Path(__file__).parent / "state").read_text()
 print("JobID|State|NodeList\\n42|" + state + "|localhost")
 """
 
+SLOW = """
+import time
+from cai import faults
+fault = faults.fault
+
+def slow(point):
+    if point == "sl_policy:step": time.sleep(6)
+    fault(point)
+
+faults.fault = slow
+"""
+"""Read by every process at its start: steps of six seconds, as those of large models are."""
+
 
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Path:
@@ -104,6 +129,8 @@ def scheduler(tmp_path: Path) -> Path:
 
 def start(scheduler: Path, folder: Path, model: Path, *more: str) -> subprocess.Popen[str]:
     arguments = [a for a in tiny_arguments(model, "sl_cai") if not a.startswith("hardware.")]
+    (scheduler / "sitecustomize.py").write_text(SLOW)
+    paths = {name: f"{scheduler}:{os.environ.get(name, '')}" for name in ("PATH", "PYTHONPATH")}
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "cai.run", *arguments, "hardware=slurm", *more),
@@ -113,8 +140,16 @@ def start(scheduler: Path, folder: Path, model: Path, *more: str) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PATH": f"{scheduler}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        env=os.environ | paths | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def wait_for(folder: Path, pattern: str) -> Path:
+    deadline = time.monotonic() + 120
+    while (found := next(folder.glob(pattern), None)) is None:
+        assert time.monotonic() < deadline, logs(folder)
+        time.sleep(0.05)
+    return found
 
 
 def logs(folder: Path) -> str:
@@ -139,18 +174,22 @@ def test_one_command_is_one_job_whose_tasks_are_the_ranks(
     assert {one["processes"] for one in manifests} == {2}
 
 
+def test_a_plan_asks_for_no_job(scheduler: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    process = start(scheduler, tmp_path, tiny_folder, "hydra.launcher.partition=gpu", "plan=true")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "Nothing was run." in said
+    assert not (scheduler / "asked").exists()
+
+
 def test_a_job_that_is_warned_goes_back_into_the_queue_and_goes_on(
     scheduler: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    process = start(scheduler, tmp_path, tiny_folder, "phase.sl_policy.num_epochs=60")
-    work = None
-    deadline = time.monotonic() + 120
-    while work is None:  # in the middle of the fine-tune
-        assert time.monotonic() < deadline, logs(tmp_path)
-        work = next(tmp_path.glob("outputs/store/sl_policy/*/work/checkpoints/*.ckpt"), None)
-        time.sleep(0.05)
-    for pid in (scheduler / "pids").read_text().split():
-        os.kill(int(pid), signal.SIGUSR2)  # what SLURM sends before the end of a job's time
+    process = start(scheduler, tmp_path, tiny_folder, "phase.sl_policy.checkpoint_every=99")
+    wait_for(tmp_path, "outputs/store/sl_policy/*/work/curve.jsonl")  # in the middle of a step
+    subprocess.run([scheduler / "scontrol", "warn"], check=True)  # before the end of a job's time
+    saved = wait_for(tmp_path, "outputs/store/sl_policy/*/work/checkpoints/*.ckpt")
+    assert step_of(saved) < 4  # none was due before the last
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said + logs(tmp_path)
     assert "requeue 42" in (scheduler / "asked").read_text()

@@ -98,6 +98,7 @@ def with_reference(
                 on_pairs(len(group))
     for others in ranks.gathered(found):
         found |= others
+    on_pairs(0)
     return [found[index] for index in range(len(loader.examples))]
 
 
