@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 8
 """How long a rank may take to end in order before it is killed."""
+SECONDS_BEHIND = 2
+"""How long a rank that fails stays, so that torchrun's agent sees first one that was killed."""
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 Run = Callable[[Config, Job], float | None]
 """Does one run on one rank."""
@@ -288,6 +290,9 @@ def _be_rank(run: Run, config: Config, job: Job, logs: Any, folder: str) -> floa
             _leave_word(word, error)
         sys.stdout.flush()
         sys.stderr.flush()
+        if not isinstance(error, UserError | Interrupted):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(SECONDS_BEHIND)  # a lost connection may be due to a rank that was killed
         os._exit(1)  # the agent's SIGTERM may come at any point of an orderly end
 
 
