@@ -39,7 +39,7 @@ def weights(model):
 
 def assert_close(one, other):
     for name, tensor in weights(one).items():
-        torch.testing.assert_close(tensor, weights(other)[name], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tensor, weights(other)[name], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -159,7 +159,7 @@ def test_micro_batches_change_nothing(tmp_path):
         for step, metrics in one[2].items():
             assert other[2][step] == pytest.approx(metrics, abs=1e-3, rel=1e-3)
         for a, b in zip(everything(*one[:2]), everything(*other[:2]), strict=True):
-            torch.testing.assert_close(a, b, atol=5e-4, rtol=1e-3)
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_the_kl_coefficient_adapts_and_is_used(tmp_path):
@@ -217,7 +217,7 @@ def test_micro_batches_change_nothing_with_kl_in_the_loss(tmp_path):
     for step, metrics in one[2].items():
         assert other[2][step] == pytest.approx(metrics, abs=1e-3, rel=1e-3)
     for a, b in zip(everything(*one[:2]), everything(*other[:2]), strict=True):
-        torch.testing.assert_close(a, b, atol=5e-4, rtol=1e-3)
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_rounds_in_which_everything_is_cut_can_be_bootstrapped(tmp_path):
