@@ -75,6 +75,13 @@ def explain(error: BaseException, line: CommandLine) -> str | None:
         )
     if isinstance(error, MissingConfigException):
         return _explain_missing_option(error, line)
+    if str(error).startswith('Could not detect "srun"'):
+        return (
+            "SLURM's srun and sbatch are not on the PATH.\n"
+            "  Start it where they are, or type hardware=cpu; plan=true works here"
+        )
+    if type(error).__module__ == "submitit.core.utils":  # SLURM's own words
+        return f"{error}\n  What a job asks for is in hydra.launcher (partition, account, ...)"
     cause = error.__cause__ or error.__context__
     if isinstance(error, OSError) or isinstance(cause, OSError):
         return (

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cai.checkpoints import step_of
+from cai.errors import ConfigError
 from tests.runs import tiny_arguments
 
 pytest.importorskip("submitit")
@@ -180,6 +181,30 @@ def test_a_plan_asks_for_no_job(scheduler: Path, tiny_folder: Path, tmp_path: Pa
     assert process.returncode == 0, said
     assert "Nothing was run." in said
     assert not (scheduler / "asked").exists()
+
+
+def test_a_partition_that_there_is_not_is_said_in_a_line(
+    scheduler: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    refusal = "sbatch: error: invalid partition specified: gpux"
+    (scheduler / "sbatch").write_text(f"#!/bin/sh\necho '{refusal}' >&2\nexit 1\n")
+    process = start(scheduler, tmp_path, tiny_folder, "hydra.launcher.partition=gpux")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == ConfigError.exit_code
+    assert f"Error: {refusal}\n" in said
+    assert "hydra.launcher" in said
+    assert "Traceback" not in said
+
+
+def test_a_machine_without_slurm_is_said_in_a_line(
+    scheduler: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (scheduler / "srun").unlink()
+    process = start(scheduler, tmp_path, tiny_folder, "hydra.launcher.partition=gpu")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == ConfigError.exit_code
+    assert "not on the PATH" in said
+    assert "Traceback" not in said
 
 
 def test_a_job_that_is_warned_goes_back_into_the_queue_and_goes_on(
