@@ -73,7 +73,7 @@ def _own(
     clock: Callable[[], float],
 ) -> Iterator[Bar]:
     out = sys.stderr if stream is None else stream
-    if out.isatty() and os.environ.get("TERM") != "dumb":
+    if out.isatty() and os.environ.get("TERM") != "dumb" and _has_width(out):
         with tqdm(
             total=total,
             desc=name,
@@ -92,6 +92,14 @@ def _own(
         lines.finish("stopped at ")
         raise
     lines.finish("")
+
+
+def _has_width(out: TextIO) -> bool:
+    """Whether a terminal says how wide it is; on one that says 0 tqdm draws nothing."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns > 0
+    except OSError:
+        return True
 
 
 class _Silent:

@@ -1,6 +1,7 @@
 """Progress as a log file sees it, and as a terminal does."""
 
 import io
+import os
 import re
 
 import pytest
@@ -102,3 +103,15 @@ def test_dumb_terminal_gets_lines(monkeypatch):
     with progress.bar(1, name="drafts", unit="prompts", stream=out) as bar:
         bar.update()
     assert "\r" not in out.getvalue()
+
+
+def test_a_terminal_without_a_width_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = os.openpty()  # its size is 0 x 0 until somebody sets it
+    with (
+        open(writer, "w") as out,
+        progress.bar(1, name="drafts", unit="prompts", stream=out) as bar,
+    ):
+        bar.update()
+    assert os.read(reader, 1000).startswith(b"drafts: 1/1 prompts, took 0:00")
+    os.close(reader)
