@@ -10,7 +10,7 @@ under autocast, for adapters with PEFT's own casting of inputs off, which was me
 times as fast as PEFT's default. Dropout is zero everywhere: a ratio of probabilities must not
 depend on noise.
 
-What is not here: quantised bases, adapters on embeddings or on the head, gradient checkpointing.
+What is not here: quantised bases, adapters on embeddings or on the head.
 
 Shapes: B sequences, S prompt and response tokens, H hidden size.
 """
@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
@@ -44,6 +45,8 @@ from cai.fused import fused
 from cai.heads import ScoreHead
 from cai.low_rank import LowRank, keeping_grad_flags, saved_lora
 from cai.model_config import LoRAConfig
+from cai.recomputing import checkpointed
+from cai.split_weights import TRUNK_PASS
 
 HEAD_FILE = "head.safetensors"
 IDENTITY_FILE = "cai.json"
@@ -158,14 +161,38 @@ def _computing(model: Tuned, adapter: str) -> Iterator[PreTrainedModel]:
             if torch.is_grad_enabled():
                 raise AssertionError(f"adapter {adapter} is not active in a pass with gradient")
             stack.enter_context(active(model, adapter))
-        stack.enter_context(disable_input_dtype_casting(model, active=reduced))
-        stack.enter_context(torch.autocast(model.device.type, dtype=dtype, enabled=reduced))
         causal = causal_of(model, adapter)
+        way = partial(_in_our_way, model, causal, reduced)
+        stack.enter_context(torch.autocast(model.device.type, dtype=dtype, enabled=reduced))
+        stack.enter_context(way(causal))
+        stack.enter_context(checkpointed(causal, way))
+        yield causal
+
+
+@contextlib.contextmanager
+def _in_our_way(
+    model: Tuned, causal: PreTrainedModel, reduced: bool, part: nn.Module
+) -> Iterator[None]:
+    """Have a part of a language model, or all of it, compute as in training.
+
+    Args:
+        model: Base with roles.
+        causal: The language model that computes.
+        reduced: Whether the base is not in float32.
+        part: Of the language model.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(disable_input_dtype_casting(part, active=reduced))
         if attention.needs_no_mask(causal):
             stack.enter_context(attention.written_out(causal))
         if isinstance(model, PeftModel) and causal.device.type == "cpu":
-            stack.enter_context(fused(causal))
-        yield causal
+            stack.enter_context(fused(causal, part))
+        yield
+
+
+def _trunk(causal: PreTrainedModel) -> Callable[..., Any]:
+    """The trunk; of split weights (`split_weights.py`) with what gathers them."""
+    return getattr(causal, TRUNK_PASS, causal.base_model)
 
 
 def forward_hidden(model: Tuned, ids_BS: Tensor, mask_BS: Tensor, *, adapter: str) -> Tensor:
@@ -182,7 +209,7 @@ def forward_hidden(model: Tuned, ids_BS: Tensor, mask_BS: Tensor, *, adapter: st
         if not attention.needs_no_mask(causal):
             positions_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)
             places = {"attention_mask": mask_BS.long(), "position_ids": positions_BS}
-        return causal.base_model(input_ids=ids_BS, use_cache=False, **places).last_hidden_state
+        return _trunk(causal)(input_ids=ids_BS, use_cache=False, **places).last_hidden_state
 
 
 def forward_pairs(model: Tuned, tokens: TokenBatch, *, adapter: str) -> Tensor:
@@ -203,7 +230,7 @@ def forward_pairs(model: Tuned, tokens: TokenBatch, *, adapter: str) -> Tensor:
         joined.first_P, joined.second_P, joined.ids_PW.shape[1], base_dtype(model)
     )
     with _computing(model, adapter) as causal:
-        hidden_PWH = causal.base_model(
+        hidden_PWH = _trunk(causal)(
             input_ids=joined.ids_PW,
             position_ids=joined.positions_PW,
             use_cache=False,

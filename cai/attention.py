@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
-    LlamaForCausalLM,
+    LlamaModel,
     PreTrainedModel,
-    Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
+    Qwen2Model,
+    Qwen3Model,
 )
 
 NAME = "cai_causal"
@@ -38,7 +38,7 @@ QUERIES = 64
 def needs_no_mask(model: PreTrainedModel) -> bool:
     """Whether right padding is all that a mask would say: plain causal attention in all layers."""
     return (
-        type(model) in (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+        type(model.base_model) in (LlamaModel, Qwen2Model, Qwen3Model)
         and "sliding_attention" not in (getattr(model.config, "layer_types", None) or ())
         and model.config._attn_implementation in ("sdpa", NAME)
     )

@@ -59,6 +59,15 @@ class Adapter(StrEnum):
     """All weights: full fine-tuning of a float32 copy for each trained role."""
 
 
+class Strategy(StrEnum):
+    """How several processes hold the weights that they train."""
+
+    ddp = "ddp"
+    """Every one has all of them."""
+    fsdp = "fsdp"
+    """Every one has a part, and a layer is gathered when its turn comes (FSDP2)."""
+
+
 class Precision(StrEnum):
     """Number format of the frozen base and of activations; what is trained stays in float32."""
 

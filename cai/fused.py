@@ -131,11 +131,16 @@ def _gated(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def fused(model: PreTrainedModel) -> Iterator[None]:
-    """Have a frozen model compute its norms, adapters, and gated layers with silu, by this file."""
+def fused(model: PreTrainedModel, part: nn.Module | None = None) -> Iterator[None]:
+    """Have a frozen model compute its norms, adapters, and gated layers with silu, by this file.
+
+    Args:
+        model: The language model.
+        part: Of it; None: all of it.
+    """
     silu = getattr(model.config, "hidden_act", None) == "silu"
     ways: dict[nn.Module, Callable[..., Tensor]] = {}
-    for module in model.modules():
+    for module in (part or model).modules():
         if type(module) in NORMS:
             ways[module] = _norm
         elif type(module) in GATED and silu:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cai.choices import Precision
+from cai.choices import Precision, Strategy
 from cai.ranges import check, positive
 
 ALL = -1
@@ -26,6 +26,9 @@ class HardwareConfig:
     num_threads: int | None
     """Torch threads of a process; null: all cores, of several processes their share, or one where
     OMP_NUM_THREADS says so."""
+    strategy: Strategy
+    activation_checkpointing: bool
+    """Keep only the inputs of a model's layers for the backward pass, and compute them again."""
     precision: Precision
     micro_batch_size: int
     """Sequences per forward and backward pass in training; gradients are accumulated."""

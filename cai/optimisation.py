@@ -15,12 +15,14 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from cai import ranks
 from cai.errors import UserError
 from cai.faults import fault
+from cai.split_weights import whole_tensor
 from cai.training_config import OptimizerConfig
 
 
@@ -70,8 +72,10 @@ def sum_gradients(parameters: list[Parameter]) -> None:
     """Add up gradients over the ranks, in one buffer; one that no rank has stays away.
 
     Losses are divided by what the whole step has (tokens, weights), so the sum is the gradient of
-    the whole step, whichever rank had which micro-batches.
+    the whole step, whichever rank had which micro-batches. Those of split weights are summed
+    already, on the way back.
     """
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
     if ranks.world().size == 1 or not parameters:
         return
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -117,7 +121,10 @@ def apply_update(
     if not clip_apart:
         networks = [[parameter for network in networks for parameter in network]]
     norm = math.hypot(
-        *(float(clip_grad_norm_(network, config.max_grad_norm)) for network in networks)
+        *(
+            float(whole_tensor(clip_grad_norm_(network, config.max_grad_norm)))
+            for network in networks
+        )
     )
     if not math.isfinite(norm):
         raise NonFiniteError(stage=stage, step=step, what="the gradient")
@@ -134,7 +141,7 @@ def apply_update(
 
 def trained_state(module: LightningModule) -> dict[str, Tensor]:
     """What training changes, by name: adapters and heads, never the base."""
-    return {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+    return {n: whole_tensor(p.detach()) for n, p in module.named_parameters() if p.requires_grad}
 
 
 def check_trained_state(module: LightningModule, state: dict[str, Tensor]) -> None:
@@ -143,7 +150,8 @@ def check_trained_state(module: LightningModule, state: dict[str, Tensor]) -> No
     Raises:
         UserError: naming one parameter that is missing or unknown.
     """
-    if differing := sorted(trained_state(module).keys() ^ state.keys()):
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if differing := sorted(trained ^ state.keys()):
         raise UserError(
             f"the checkpoint is of another training: {differing[0]} is on one side only. Delete "
             "the stage's work folder to start it again."

@@ -49,7 +49,7 @@ from cai.report import write_report
 from cai.rlhf_config import HybridConfig, RLHFConfig
 from cai.roles import roles, served_roles, trained_roles
 from cai.sizes.planning import plan_told, predict
-from cai.sizes.scene import check_weights
+from cai.sizes.scene import check_layers, check_weights
 from cai.summary import terminal_summary
 from cai.tracking import MemoryTracker, RunTracker, Tracker, config_record, open_tracker
 from cai.wandb_lineage import lineage_nodes
@@ -71,6 +71,7 @@ def execute(config: Config, job: Job) -> float | None:
     """
     set_up(config)
     check_weights(config)
+    check_layers(config)
     require_models(config)
     job = dataclasses.replace(job, command=str(config_record(job.command)))
     document = chosen_document(config.constitution)

@@ -27,10 +27,14 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from cai import preemption, ranks
 from cai.checkpoints import VerifiedCheckpointIO, checkpoint_path, newest, prune, step_of
+from cai.choices import Strategy
 from cai.faults import fault
 from cai.hardware_config import HardwareConfig
 from cai.loaders import EpochLoader, RolloutLoader
+from cai.modules.trained import TrainedModule
+from cai.recomputing import recomputing
 from cai.seeds import derive_seed
+from cai.split_weights import FSDP
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Called with (steps done, metrics) after every step; see `fit`."""
@@ -121,7 +125,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _restore_finished(module: LightningModule, checkpoint: Path) -> None:
+def _restore_finished(module: TrainedModule, checkpoint: Path) -> None:
     """Take the weights of a training that was complete but for what came after it."""
     state = VerifiedCheckpointIO().load_checkpoint(checkpoint)
     module.on_load_checkpoint(state)
@@ -142,14 +146,19 @@ class _StepwiseDDP(DDPStrategy):
 
 
 def _processes(hardware: HardwareConfig) -> dict[str, Any]:
-    """What tells Lightning of the ranks that there are; they have the same weights already."""
+    """What tells Lightning of the ranks that there are; they have the same weights already.
+
+    Alone there is nothing to split.
+    """
     world = ranks.world()
     if world.size == 1:
         return {"devices": [world.local_rank] if hardware.accelerator == "gpu" else 1}
     return {
         "devices": hardware.devices,
         "num_nodes": hardware.num_nodes,
-        "strategy": _StepwiseDDP(init_sync=False),
+        "strategy": (
+            FSDP() if hardware.strategy is Strategy.fsdp else _StepwiseDDP(init_sync=False)
+        ),
     }
 
 
@@ -192,7 +201,7 @@ def _leaving_things_as_they_were(
 
 
 def fit(
-    module: LightningModule,
+    module: TrainedModule,
     loader: EpochLoader[Any, Any] | RolloutLoader[Any],
     *,
     work_dir: Path,
@@ -241,8 +250,10 @@ def fit(
         _leaving_things_as_they_were(module, steps.handlers),
         _quiet(),
         torch.random.fork_rng(devices=[]),
+        recomputing(hardware.activation_checkpointing),
     ):
         trainer = _trainer(hardware, work_dir, steps)
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        module.join()
     if steps.done != max_steps:
         raise AssertionError(f"{stage}: {steps.done} of {max_steps} steps were done")

@@ -241,23 +241,24 @@ def _rollout_maker(
     def make_rollouts(iteration: int) -> RolloutBatch:
         if iteration != module.iteration:
             raise AssertionError(f"round {iteration} was asked for in round {module.iteration}")
-        batch = build_rollouts(
-            module.model,
-            sample(iteration),
-            policy_adapter=module.policy_adapter,
-            reference_adapter=module.reference_adapter,
-            score=score,
-            value=module.value,
-            fit_values=not module.values_fitted,
-            config=module.config,
-            kl_coef=module.kl_coef,
-            micro_batch_size=module.micro_batch_size,
-            eos_id=eos_id,
-            seed=module.seed,
-            iteration=iteration,
-            stage=module.stage,
-        )
-        on_rollout(iteration, batch)
+        with module.whole():
+            batch = build_rollouts(
+                module.model,
+                sample(iteration),
+                policy_adapter=module.policy_adapter,
+                reference_adapter=module.reference_adapter,
+                score=score,
+                value=module.value,
+                fit_values=not module.values_fitted,
+                config=module.config,
+                kl_coef=module.kl_coef,
+                micro_batch_size=module.micro_batch_size,
+                eos_id=eos_id,
+                seed=module.seed,
+                iteration=iteration,
+                stage=module.stage,
+            )
+            on_rollout(iteration, batch)
         return batch
 
     return make_rollouts
@@ -318,6 +319,11 @@ def train_ppo(
             seed=seed,
             stage=stage,
         )
+
+        def after_round(done: int, metrics: dict[str, float]) -> None:
+            with module.whole():
+                on_step(done, metrics)
+
         make_rollouts = _rollout_maker(
             module,
             score=score,
@@ -332,7 +338,7 @@ def train_ppo(
             max_steps=config.num_iterations,
             checkpoint_every=config.checkpoint_every,
             hardware=hardware,
-            on_step=on_step,
+            on_step=after_round,
             seed=seed,
             stage=stage,
         )

@@ -5,9 +5,11 @@ Ranks are forked gloo processes; the measured differences are those of sums in a
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cai import adapters, optimisation
+from cai import adapters, optimisation, split_weights
 from cai.checkpoints import checkpoint_path
-from cai.choices import KLControl, KLEstimator, KLPlace
+from cai.choices import KLControl, KLEstimator, KLPlace, Strategy
+from cai.model_config import LoRAConfig
+from cai.split_weights import SplitWeights
 from cai.training import train_dpo, train_ppo, train_preference_model, train_sft
 from tests.ranks import on_ranks
 from tests.runs import Finished, run, tiny_arguments
@@ -41,6 +45,8 @@ from tests.tiny import (
 )
 
 TOLERANCE = 1e-5
+_held: dict[str, Any] = {}
+"""How weights and activations are held in the forks to come."""
 Trained = tuple[dict[int, dict[str, float]], list[torch.Tensor]]
 """Metrics by step, and everything that could have changed."""
 
@@ -48,7 +54,7 @@ Trained = tuple[dict[int, dict[str, float]], list[torch.Tensor]]
 def common(work_dir: Path, stage: str, micro_batch_size: int) -> tuple[dict[str, Any], dict]:
     reported: dict[int, dict[str, float]] = {}
     arguments = {
-        "hardware": hardware(micro_batch_size),
+        "hardware": dataclasses.replace(hardware(micro_batch_size), **_held),
         "work_dir": work_dir,
         "on_step": reported.__setitem__,
         "stage": stage,
@@ -57,16 +63,25 @@ def common(work_dir: Path, stage: str, micro_batch_size: int) -> tuple[dict[str,
     return arguments, reported
 
 
-def sft(work_dir: Path, *, num: int = 10, micro: int = 2, learning_rate: float = 1e-3) -> Trained:
-    model = adapters.attach(tiny_model(), LORA, adapter="policy", seed=1)
+def sft(
+    work_dir: Path,
+    *,
+    num: int = 10,
+    micro: int = 2,
+    learning_rate: float = 1e-3,
+    trained: LoRAConfig | None = LORA,
+) -> Trained:
+    model = adapters.attach(tiny_model(), trained, adapter="policy", seed=1)
     arguments, reported = common(work_dir, "sl_policy", micro)
     config = sl_config(learning_rate)
     train_sft(model, sft_examples(num), adapter="policy", config=config, **arguments)
     return reported, [p.detach() for p in model.parameters()]
 
 
-def preference(work_dir: Path, *, num: int = 10, micro: int = 4) -> Trained:
-    model = adapters.attach(tiny_model(), LORA, adapter="preference", seed=1)
+def preference(
+    work_dir: Path, *, num: int = 10, micro: int = 4, trained: LoRAConfig | None = LORA
+) -> Trained:
+    model = adapters.attach(tiny_model(), trained, adapter="preference", seed=1)
     head = preference_head(2)
     arguments, reported = common(work_dir, "preference_model", micro)
     pairs = pair_examples(num)
@@ -76,8 +91,10 @@ def preference(work_dir: Path, *, num: int = 10, micro: int = 4) -> Trained:
     return reported, [p.detach() for p in (*model.parameters(), *head.parameters())]
 
 
-def dpo(work_dir: Path, *, num: int = 10, micro: int = 4) -> Trained:
-    model = dpo_setup()
+def dpo(
+    work_dir: Path, *, num: int = 10, micro: int = 4, trained: LoRAConfig | None = LORA
+) -> Trained:
+    model = dpo_setup(trained=trained)
     arguments, reported = common(work_dir, "dpo_policy", micro)
     train_dpo(
         model,
@@ -90,8 +107,15 @@ def dpo(work_dir: Path, *, num: int = 10, micro: int = 4) -> Trained:
     return reported, [p.detach() for p in model.parameters()]
 
 
-def ppo(work_dir: Path, *, own: bool = False, micro: int = 2, **changes: object) -> Trained:
-    model, value = ppo_setup()
+def ppo(
+    work_dir: Path,
+    *,
+    own: bool = False,
+    micro: int = 2,
+    trained: LoRAConfig | None = LORA,
+    **changes: object,
+) -> Trained:
+    model, value = ppo_setup(trained=trained)
     if own:
         value = own_value(model)
     arguments, reported = common(work_dir, "policy", micro)
@@ -131,6 +155,13 @@ CASES: dict[str, Callable[[Path], Trained]] = {
         folder, kl_where=KLPlace.loss, kl_estimator=KLEstimator.k3, micro=64
     ),
     "ppo, five rollouts": lambda folder: ppo(folder, rollouts_per_iteration=5),
+    "sft, all weights": lambda folder: sft(folder, trained=None),
+    "preference model, all weights": lambda folder: preference(folder, trained=None),
+    "dpo, all weights": lambda folder: dpo(folder, trained=None),
+    "ppo, all weights": lambda folder: ppo(folder, trained=None),
+    "ppo, all weights, own value after a warm-up": lambda folder: ppo(
+        folder, trained=None, own=True, value_warmup_iterations=1
+    ),
 }
 
 
@@ -147,19 +178,103 @@ def furthest(one: Trained, other: Trained) -> float:
     return max(gaps)
 
 
+HELD: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "whole, layers computed again": {"activation_checkpointing": True},
+    "in parts": {"strategy": Strategy.fsdp},
+    "in parts, layers computed again": {
+        "strategy": Strategy.fsdp,
+        "activation_checkpointing": True,
+    },
+}
+
+
+@contextlib.contextmanager
+def held(way: str) -> Iterator[None]:
+    """Have trainings hold weights and activations in another way."""
+    _held.update(HELD[way])
+    try:
+        yield
+    finally:
+        _held.clear()
+
+
+@pytest.mark.parametrize("way", HELD)
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_train_as_one_process(case: str, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_process(case: str, way: str, tmp_path: Path) -> None:
     train = CASES[case]
     (alone,) = on_ranks(1, lambda: train(tmp_path / "alone"))
-    both = on_ranks(2, lambda: train(tmp_path / "both"))
+    with held(way):
+        both = on_ranks(2, lambda: train(tmp_path / "both"))
     assert furthest(alone, both[0]) < TOLERANCE
     assert both[0][0] == both[1][0]
     assert all(torch.equal(a, b) for a, b in zip(both[0][1], both[1][1], strict=True))
 
 
+@pytest.mark.parametrize("trained", [LORA, None])
+def test_weights_in_parts_give_their_memory_back(
+    trained: LoRAConfig | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a step is reported a rank has its half, and all weights when training is over."""
+
+    def sizes() -> tuple[int, int, int]:
+        model = adapters.attach(tiny_model(), trained, adapter="policy", seed=1)
+        split = [p for name, p in model.named_parameters() if ".lora_" not in name]
+        halves: list[int] = []
+        made = split_weights.SplitWeights.__init__
+
+        def remember(self: SplitWeights, *given: Any) -> None:
+            made(self, *given)
+            found = self.twins["model"].named_parameters()
+            halves.extend(
+                p.to_local().numel() for name, p in found if isinstance(p, split_weights.DTensor)
+            )
+
+        monkeypatch.setattr(split_weights.SplitWeights, "__init__", remember)
+        during: list[int] = []
+        arguments, _ = common(tmp_path, "sl_policy", 2)
+        arguments["on_step"] = lambda step, metrics: during.append(held_bytes(split))
+        train_sft(model, sft_examples(4), adapter="policy", config=sl_config(), **arguments)
+        assert len(during) == 2
+        return max(during), sum(halves), held_bytes(split)
+
+    def held_bytes(parameters: list[torch.Tensor]) -> int:
+        return sum(parameter.untyped_storage().nbytes() for parameter in parameters)
+
+    with held("in parts"):
+        found = on_ranks(2, sizes)
+    model = tiny_model()
+    numbers = sum(p.numel() for p in model.parameters())
+    copies = 1 if trained else 2  # the base, and the copy that learns
+    for during, _, after in found:
+        assert during == 0
+        assert after == 4 * numbers * copies
+    assert sum(halves for _, halves, _ in found) == numbers
+
+
+def test_layers_are_computed_again_on_the_way_back(tmp_path: Path) -> None:
+    model = adapters.attach(tiny_model(), LORA, adapter="policy", seed=1)
+    calls: list[bool] = []
+    layer = model.get_base_model().model.layers[0]
+    layer.self_attn.register_forward_hook(lambda *_: calls.append(True))
+
+    def passes(way: str) -> int:
+        calls.clear()
+        arguments, _ = common(tmp_path / way, "sl_policy", 2)
+        arguments["hardware"] = dataclasses.replace(arguments["hardware"], **HELD[way])
+        train_sft(model, sft_examples(4), adapter="policy", config=sl_config(), **arguments)
+        return len(calls)
+
+    once = passes("whole")
+    assert once > 0
+    assert passes("whole, layers computed again") == 2 * once
+
+
 def test_three_ranks_train_as_one_process(tmp_path: Path) -> None:
     (alone,) = on_ranks(1, lambda: ppo(tmp_path / "alone"))
     assert furthest(alone, on_ranks(3, lambda: ppo(tmp_path / "all"))[2]) < TOLERANCE
+    with held("in parts"):
+        assert furthest(alone, on_ranks(3, lambda: ppo(tmp_path / "split"))[2]) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["sft", "preference model", "dpo"])
@@ -186,17 +301,33 @@ def stopped(folder: Path, num_steps: int) -> None:
     assert checkpoint_path(folder, num_steps).is_file()
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
-@pytest.mark.parametrize(("case", "num_steps"), [("sft", 4), ("dpo", 4), ("ppo", 3)])
+PARTS = "in parts"
+GOES_ON = [
+    ((1, "whole"), (2, "whole")),
+    ((2, "whole"), (1, "whole")),
+    ((2, "whole"), (3, "whole")),
+    ((2, PARTS), (1, "whole")),
+    ((1, "whole"), (2, PARTS)),
+    ((2, PARTS), (3, PARTS)),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), GOES_ON)
+@pytest.mark.parametrize(
+    ("case", "num_steps"),
+    [("sft", 4), ("dpo", 4), ("ppo", 3), ("sft, all weights", 4), ("ppo, all weights", 3)],
+)
 def test_another_number_of_ranks_goes_on(
-    case: str, num_steps: int, before: int, after: int, tmp_path: Path
+    case: str, num_steps: int, before: tuple[int, str], after: tuple[int, str], tmp_path: Path
 ) -> None:
     train = CASES[case]
     (alone,) = on_ranks(1, lambda: train(tmp_path / "alone"))
     folder = tmp_path / "both"
-    on_ranks(before, lambda: train(folder))
+    with held(before[1]):
+        on_ranks(before[0], lambda: train(folder))
     stopped(folder, num_steps)
-    reported, weights = on_ranks(after, lambda: train(folder))[-1]
+    with held(after[1]):
+        reported, weights = on_ranks(after[0], lambda: train(folder))[-1]
     assert min(reported) == num_steps + 1
     rest = {step: metrics for step, metrics in alone[0].items() if step > num_steps}
     assert furthest((rest, alone[1]), (reported, weights)) < TOLERANCE
@@ -227,6 +358,7 @@ DOWNSTREAM = (
 )
 """Stages that read weights of PPO, whose last bits depend on the order of sums."""
 BOTH = ("hardware=cpu_ddp", "hardware.precision=fp32")
+SPLIT = ("hardware.strategy=fsdp", "hardware.activation_checkpointing=true")
 
 
 @pytest.fixture(scope="module")
@@ -234,11 +366,13 @@ def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finish
     return run(tmp_path_factory.mktemp("alone"), *tiny_arguments(tiny_folder))
 
 
-@pytest.fixture(scope="module")
-def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+@pytest.fixture(scope="module", params=[(), SPLIT], ids=["whole", "in parts"])
+def together(
+    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
     folder = tmp_path_factory.mktemp("together")
     arguments = [a for a in tiny_arguments(tiny_folder) if not a.startswith("hardware.")]
-    return run(folder, *arguments, *BOTH, OMP_NUM_THREADS="1")
+    return run(folder, *arguments, *BOTH, *request.param, OMP_NUM_THREADS="1")
 
 
 def stage_folders(finished: Finished) -> dict[str, Path]:

@@ -26,6 +26,7 @@ from cai.choices import (
     RevisionsUsed,
     SamplerCorrection,
     Select,
+    Strategy,
     ValueAdapter,
 )
 from cai.full_weights import FullCopies, Tuned
@@ -109,6 +110,8 @@ def hardware(micro_batch_size: int = 4) -> HardwareConfig:
         devices=ranks.world().size,
         num_nodes=1,
         num_threads=1,
+        strategy=Strategy.ddp,
+        activation_checkpointing=False,
         precision=Precision.fp32,
         micro_batch_size=micro_batch_size,
         check_memory=True,

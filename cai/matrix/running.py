@@ -32,7 +32,7 @@ from cai.phases import sl_cai
 from cai.report import write_report
 from cai.roles import name_of, roles
 from cai.sizes.planning import plan_told, predict
-from cai.sizes.scene import check_weights
+from cai.sizes.scene import check_layers, check_weights
 from cai.story import Headline, RunStory
 from cai.tracking import MemoryTracker, RunTracker, config_record, open_tracker
 from cai.wandb_lineage import LineageNode
@@ -77,6 +77,7 @@ def run(config: Config, job: Job, subjects: tuple[Subject, ...]) -> None:
     """
     session.set_up(config)
     check_weights(config)
+    check_layers(config)
     session.require_models(config)
     clock = _Clock(
         started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

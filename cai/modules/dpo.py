@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from cai import ranks
@@ -39,7 +38,8 @@ from cai.full_weights import Tuned
 from cai.heads import token_logprobs
 from cai.loaders import EpochLoader, PairExample, ReferencedPair
 from cai.losses import dpo_loss
-from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+from cai.modules.trained import TrainedModule
+from cai.optimisation import adamw, apply_update
 from cai.training_config import DPOConfig
 
 MARGIN_TOLERANCE = 1e-3
@@ -142,7 +142,7 @@ def start_loss(config: DPOConfig) -> float:
             return 1.0
 
 
-class DPOModule(LightningModule):
+class DPOModule(TrainedModule):
     """One policy adapter, one loss.
 
     Args:
@@ -162,14 +162,10 @@ class DPOModule(LightningModule):
         total_steps: int,
         stage: str,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.strict_loading = False
-        self.model = model
+        super().__init__(model, stage=stage)
         self.adapter = adapter
         self.config = config
         self.total_steps = total_steps
-        self.stage = stage
 
     def configure_optimizers(self) -> torch.optim.AdamW:
         """AdamW with the usual epsilon."""
@@ -183,12 +179,12 @@ class DPOModule(LightningModule):
             return {"metrics": {"train/weight": 0.0}}
         loss = torch.zeros((), device=self.device)
         sides = [torch.zeros(5, 0, device=self.device)]
-        for micro in ranks.share(batch):
+        for micro, counts in self.turns(batch):
             said = response_logprobs(
                 self.model, micro.pairs.tokens, adapter=self.adapter, paired=True
             )
             logprobs_a_P, logprobs_b_P = said.chunk(2)
-            part = dpo_loss(
+            part = counts * dpo_loss(
                 logprobs_a_P,
                 logprobs_b_P,
                 micro.reference_a_P,
@@ -202,8 +198,9 @@ class DPOModule(LightningModule):
             )
             self.manual_backward(part)
             loss += part.detach()
-            asked = torch.stack([micro.reference_a_P, micro.reference_b_P, micro.pairs.prob_a_P])
-            sides.append(torch.cat([said.detach().view(2, -1), asked]))
+            if counts:
+                asked = [micro.reference_a_P, micro.reference_b_P, micro.pairs.prob_a_P]
+                sides.append(torch.cat([said.detach().view(2, -1), torch.stack(asked)]))
         ranks.sum_over_ranks(loss)
         sides_5P = ranks.concatenated(torch.cat(sides, dim=1), dim=1)
         policy_2P, reference_2P, prob_a_P = sides_5P[:2], sides_5P[2:4], sides_5P[4]
@@ -251,14 +248,6 @@ class DPOModule(LightningModule):
                 f"{expected:.4g}, but it is {float(loss):.4g}. The loss or the weights of the "
                 "pairs are not what they should be; nothing was learned."
             )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained."""
-        checkpoint["state_dict"] = trained_state(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another training's checkpoint."""
-        check_trained_state(self, checkpoint["state_dict"])
 
 
 def side_metrics(

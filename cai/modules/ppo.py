@@ -64,7 +64,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from cai import losses, ranks
@@ -75,7 +74,8 @@ from cai.errors import SelfCheckError
 from cai.full_weights import Tuned
 from cai.heads import token_logprobs
 from cai.losses import PolicyLoss, ValueLoss, masked_mean
-from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+from cai.modules.trained import TrainedModule
+from cai.optimisation import adamw, apply_update
 from cai.rollout import RolloutBatch, States, ValueFunction, plan_minibatches, states_of, take
 from cai.sampler_gap import gap_metrics
 from cai.training_config import PPOConfig
@@ -115,7 +115,7 @@ class _Terms:
     value: ValueLoss
 
 
-class PPOModule(LightningModule):
+class PPOModule(TrainedModule):
     """A policy adapter and a value function, updated from rollouts.
 
     Args:
@@ -143,10 +143,7 @@ class PPOModule(LightningModule):
         seed: int,
         stage: str,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.strict_loading = False
-        self.model = model
+        super().__init__(model, stage=stage)
         self.value_head = value.head
         self.value_adapter = value.adapter
         self.policy_adapter = policy_adapter
@@ -154,7 +151,6 @@ class PPOModule(LightningModule):
         self.config = config
         self.micro_batch_size = micro_batch_size
         self.seed = seed
-        self.stage = stage
         self.starts_at_reference = same_adapter(model, policy_adapter, reference_adapter)
         self.iteration = 0
         """Rounds learned from."""
@@ -231,8 +227,10 @@ class PPOModule(LightningModule):
         kl_loss = torch.zeros((), device=self.device)
         value_loss = torch.zeros((), device=self.device)
         ratios = [torch.zeros(0, device=self.device)]
-        for rows in ranks.share(micro_batches):
-            terms = self._gradients(batch, rows, num_tokens)
+        for rows, counts in self.turns(micro_batches):
+            terms = self._gradients(batch, rows, num_tokens, counts)
+            if not counts:
+                continue
             if self.policy_learns:
                 policy_loss += terms.policy.loss.detach()
                 kl_loss += terms.kl.detach()
@@ -263,7 +261,9 @@ class PPOModule(LightningModule):
         totals.num_updates += 1
         totals.ratios.extend(ratios)
 
-    def _gradients(self, batch: RolloutBatch, rows: list[int], num_tokens: int) -> _Terms:
+    def _gradients(
+        self, batch: RolloutBatch, rows: list[int], num_tokens: int, counts: float
+    ) -> _Terms:
         """Add one micro-batch to the gradients; in a warm-up round to those of the value alone.
 
         An own value adapter is gone through after the policy's graph is freed, so that the memory
@@ -273,21 +273,22 @@ class PPOModule(LightningModule):
         with torch.set_grad_enabled(self.policy_learns):
             states = states_of(self.model, tokens, adapter=self.policy_adapter)
             policy, kl = self._policy_terms(batch, rows, tokens, states, num_tokens)
-        policy_loss = policy.loss + kl
-        if not self.shares_trunk:
-            if self.policy_learns:
-                self.manual_backward(policy_loss)
-            with active(self.model, self.value_adapter):
+        policy_loss = counts * (policy.loss + kl)
+        if self.policy_learns and not self.shares_trunk:
+            self.manual_backward(policy_loss)
+        # Until the way back is over, on which layers may be computed again.
+        with active(self.model, self.value_adapter):
+            if not self.shares_trunk:
                 states = states_of(self.model, tokens, adapter=self.value_adapter)
-        value = losses.value_loss(
-            self.value_head(states.before_NH),
-            take(batch.values_BT, rows, tokens),
-            take(batch.returns_BT, rows, tokens),
-            value_clip=self.config.value_clip,
-            num_tokens=num_tokens,
-        )
-        weighed = self.config.value_coef * value.loss
-        self.manual_backward(policy_loss + weighed if self.shares_trunk else weighed)
+            value = losses.value_loss(
+                self.value_head(states.before_NH),
+                take(batch.values_BT, rows, tokens),
+                take(batch.returns_BT, rows, tokens),
+                value_clip=self.config.value_clip,
+                num_tokens=num_tokens,
+            )
+            weighed = counts * self.config.value_coef * value.loss
+            self.manual_backward(policy_loss + weighed if self.shares_trunk else weighed)
         return _Terms(policy=policy, kl=kl, value=value)
 
     def _policy_terms(
@@ -394,7 +395,7 @@ class PPOModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and the controller."""
-        checkpoint["state_dict"] = trained_state(self)
+        super().on_save_checkpoint(checkpoint)
         checkpoint["ppo"] = {
             "iteration": self.iteration,
             "kl_coef": self.kl_coef,
@@ -403,7 +404,7 @@ class PPOModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another training's checkpoint; restore the controller."""
-        check_trained_state(self, checkpoint["state_dict"])
+        super().on_load_checkpoint(checkpoint)
         self.iteration = checkpoint["ppo"]["iteration"]
         self.kl_coef = checkpoint["ppo"]["kl_coef"]
         self.values_fitted = checkpoint["ppo"]["values_fitted"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 
 from cai import ranks
 from cai.adapters import forward_pairs
@@ -22,11 +21,12 @@ from cai.batches import PairBatch
 from cai.full_weights import Tuned
 from cai.heads import ScoreHead
 from cai.losses import preference_loss
-from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+from cai.modules.trained import TrainedModule
+from cai.optimisation import adamw, apply_update
 from cai.training_config import PreferenceModelConfig
 
 
-class PreferenceModule(LightningModule):
+class PreferenceModule(TrainedModule):
     """One adapter, one score head, one loss.
 
     Args:
@@ -50,10 +50,7 @@ class PreferenceModule(LightningModule):
         total_steps: int,
         stage: str,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.strict_loading = False
-        self.model = model
+        super().__init__(model, stage=stage)
         self.head = head
         # Differences of scores do not contain it: its gradient is rounding noise, which Adam would
         # blow up to steps of full size.
@@ -62,7 +59,6 @@ class PreferenceModule(LightningModule):
         self.adapter = adapter
         self.config = config
         self.total_steps = total_steps
-        self.stage = stage
 
     def configure_optimizers(self) -> torch.optim.AdamW:
         """AdamW with the usual epsilon."""
@@ -77,11 +73,11 @@ class PreferenceModule(LightningModule):
         num_pairs = sum(len(micro.prob_a_P) for micro in batch)
         loss = torch.zeros((), device=self.device)
         margins, labels = [torch.zeros(0, device=self.device)], []
-        for micro in ranks.share(batch):
+        for micro, counts in self.turns(batch):
             tokens = micro.tokens
             hidden = forward_pairs(self.model, tokens, adapter=self.adapter)
             scores_a, scores_b = self.head(tokens.last(hidden)).chunk(2)
-            part = preference_loss(
+            part = counts * preference_loss(
                 scores_a,
                 scores_b,
                 prob_a_P=micro.prob_a_P,
@@ -90,8 +86,9 @@ class PreferenceModule(LightningModule):
             )
             self.manual_backward(part)
             loss += part.detach()
-            margins.append((scores_a - scores_b).detach())
-            labels.append(micro.prob_a_P)
+            if counts:
+                margins.append((scores_a - scores_b).detach())
+                labels.append(micro.prob_a_P)
         ranks.sum_over_ranks(loss)
         optimizer = self.optimizers()
         grad_norm = apply_update(
@@ -110,14 +107,6 @@ class PreferenceModule(LightningModule):
         }
         sides = torch.stack([torch.cat(margins), torch.cat([margins[0], *labels])])
         return {"metrics": metrics | _agreement(*ranks.concatenated(sides, dim=1))}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained."""
-        checkpoint["state_dict"] = trained_state(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another training's checkpoint."""
-        check_trained_state(self, checkpoint["state_dict"])
 
 
 def _agreement(margins: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

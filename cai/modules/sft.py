@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 
 from cai import ranks
 from cai.adapters import forward_hidden
@@ -20,11 +19,12 @@ from cai.batches import TokenBatch
 from cai.full_weights import Tuned
 from cai.heads import token_logprobs
 from cai.losses import sft_loss
-from cai.optimisation import adamw, apply_update, check_trained_state, trained_state
+from cai.modules.trained import TrainedModule
+from cai.optimisation import adamw, apply_update
 from cai.training_config import FineTuneConfig
 
 
-class SFTModule(LightningModule):
+class SFTModule(TrainedModule):
     """One adapter, one loss.
 
     Args:
@@ -44,14 +44,10 @@ class SFTModule(LightningModule):
         total_steps: int,
         stage: str,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.strict_loading = False
-        self.model = model
+        super().__init__(model, stage=stage)
         self.adapter = adapter
         self.config = config
         self.total_steps = total_steps
-        self.stage = stage
 
     def configure_optimizers(self) -> torch.optim.AdamW:
         """AdamW with the usual epsilon."""
@@ -65,21 +61,18 @@ class SFTModule(LightningModule):
             # Adam's momentum would move the weights without a gradient.
             return {"metrics": metrics}
         loss = torch.zeros((), device=self.device)
-        for micro in ranks.share(batch):
-            if micro.num_tokens:
-                hidden = forward_hidden(
-                    self.model, micro.ids_BS, micro.mask_BS, adapter=self.adapter
-                )
-                said = token_logprobs(
-                    self.model,
-                    micro.states(hidden),
-                    micro.targets_N,
-                    adapter=self.adapter,
-                    temperature=1.0,
-                )
-                part = sft_loss(said.logprob_N, num_tokens=num_tokens)
-                self.manual_backward(part)
-                loss += part.detach()
+        for micro, counts in self.turns([micro for micro in batch if micro.num_tokens]):
+            hidden = forward_hidden(self.model, micro.ids_BS, micro.mask_BS, adapter=self.adapter)
+            said = token_logprobs(
+                self.model,
+                micro.states(hidden),
+                micro.targets_N,
+                adapter=self.adapter,
+                temperature=1.0,
+            )
+            part = counts * sft_loss(said.logprob_N, num_tokens=num_tokens)
+            self.manual_backward(part)
+            loss += part.detach()
         ranks.sum_over_ranks(loss)
         optimizer = self.optimizers()
         metrics["train/grad_norm"] = apply_update(
@@ -93,11 +86,3 @@ class SFTModule(LightningModule):
         metrics["train/loss"] = float(loss)
         metrics["train/learning_rate"] = optimizer.param_groups[0]["lr"]
         return {"metrics": metrics}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained."""
-        checkpoint["state_dict"] = trained_state(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another training's checkpoint."""
-        check_trained_state(self, checkpoint["state_dict"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cai.choices import Precision
+from cai.choices import Precision, Strategy
 from cai.hardware_config import HardwareConfig
 from cai.models import dtype_of
 from cai.sizes.memory import Place
@@ -33,7 +33,13 @@ def place_of(hardware: HardwareConfig) -> Place:
         number_bytes = torch.bfloat16.itemsize
     else:
         number_bytes = dtype_of(hardware).itemsize
-    return Place(on_cpu=cpu, number_bytes=number_bytes, num_devices=hardware.devices)
+    return Place(
+        on_cpu=cpu,
+        number_bytes=number_bytes,
+        num_devices=max(1, hardware.devices) * hardware.num_nodes,
+        sharded=hardware.strategy is Strategy.fsdp,
+        checkpointing=hardware.activation_checkpointing,
+    )
 
 
 def device_memory(hardware: HardwareConfig) -> int | None:

@@ -44,14 +44,14 @@ class Place:
     """Of the base's numbers: 2 in bf16, 4 in fp32."""
     num_devices: int = 1
     sharded: bool = False
-    """Whether the weights, their gradients and moments are split over the devices (FSDP), a layer
-    being gathered when its turn comes; otherwise every device has all of them."""
+    """Whether weights lie in parts on the devices while a model learns (`split_weights.py`), and a
+    layer is gathered when its turn comes; otherwise every device has all of them."""
     checkpointing: bool = False
     """Whether only a layer's input is kept and the layer computed again on the way back."""
 
     @property
     def shares(self) -> int:
-        """Into how many parts weights are split."""
+        """Into how many parts the weights of a model that learns are split."""
         return self.num_devices if self.sharded else 1
 
 
@@ -110,10 +110,8 @@ def process_memory(place: Place) -> Memory:
 
 
 def base_memory(shapes: Sequence[Shape], place: Place) -> Memory:
-    """Frozen bases; split ones need two whole layers at a time, one in use and one on its way."""
-    e = place.number_bytes
-    gathered = 2 * e * max(one.per_layer for one in shapes) if place.shares > 1 else 0
-    return Memory(base=sum(one.parameters for one in shapes) * e // place.shares, copies=gathered)
+    """Frozen bases, whole on every device: it samples and scores by itself."""
+    return Memory(base=sum(one.parameters for one in shapes) * place.number_bytes)
 
 
 def loading_memory(shape: Shape, place: Place) -> Memory:
@@ -129,15 +127,83 @@ def role_parameters(shape: Shape, lora: LoRAConfig | None) -> int:
     return shape.parameters if lora is None else shape.low_rank(lora.rank, lora.target_modules)
 
 
+def _shares(lora: LoRAConfig | None, place: Place) -> int:
+    """Into how many parts roles are split: adapters are small and stay whole."""
+    return place.shares if lora is None else 1
+
+
 def roles_memory(shape: Shape, lora: LoRAConfig | None, num: int, place: Place) -> Memory:
-    """Roles on a base, in float32."""
-    return Memory(roles=num * FLOAT * role_parameters(shape, lora) // place.shares)
+    """Roles on a base while one of them learns, in float32."""
+    return Memory(roles=num * FLOAT * role_parameters(shape, lora) // _shares(lora, place))
 
 
 def learning_memory(shape: Shape, lora: LoRAConfig | None, num: int, place: Place) -> Memory:
     """Gradients and Adam's two moments of `num` roles that learn: 4 and 8 bytes per number."""
-    numbers = num * role_parameters(shape, lora) // place.shares
+    numbers = num * role_parameters(shape, lora) // _shares(lora, place)
     return Memory(gradients=FLOAT * numbers, optimizer=2 * FLOAT * numbers)
+
+
+def split_memory(shape: Shape, lora: LoRAConfig | None, place: Place) -> Memory:
+    """What splitting changes of a base while a role on it learns.
+
+    The base lies in parts. Gathered are two layers, one in use and one on its way, and embeddings
+    and output layer during all of a pass; where all weights learn these are float32, and a layer's
+    and the embeddings' gradients are whole for a moment.
+    """
+    if place.shares == 1:
+        return Memory()
+    outside = shape.parameters - shape.per_layer * shape.layers
+    if lora is None:
+        gathered = FLOAT * (3 * shape.per_layer + 2 * outside)
+    else:
+        gathered = place.number_bytes * (2 * shape.per_layer + outside)
+    whole = base_memory([shape], place).base
+    return Memory(base=whole // place.shares - whole, copies=gathered)
+
+
+def fit_memory(
+    shape: Shape,
+    lora: LoRAConfig | None,
+    place: Place,
+    *,
+    roles: int,
+    learning: int,
+    rows: int,
+    length: int,
+) -> Memory:
+    """A training on top of its base: roles, what `learning` of them keep, and a micro-batch.
+
+    Weights that will be split are whole when a training begins.
+    """
+    split = (
+        roles_memory(shape, lora, roles, place)
+        + learning_memory(shape, lora, learning, place)
+        + activations(shape, lora, place, rows=rows, length=length)
+        + split_memory(shape, lora, place)
+    )
+    if place.shares == 1:
+        return split
+    return largest([split, roles_memory(shape, lora, roles, whole(place))])
+
+
+def rollout_memory(
+    shape: Shape, lora: LoRAConfig | None, place: Place, *, roles: int, learning: int
+) -> Memory:
+    """What PPO holds beside its base while it samples and scores: all weights are whole."""
+    parts = 0
+    if place.shares > 1:
+        held = base_memory([shape], place) + roles_memory(shape, None, roles, place)
+        parts = held.base // place.shares + (held.roles if lora is None else 0)
+    return (
+        roles_memory(shape, lora, roles, whole(place))
+        + learning_memory(shape, lora, learning, place)
+        + Memory(copies=parts)
+    )
+
+
+def whole(place: Place) -> Place:
+    """The same devices with all weights on each."""
+    return dataclasses.replace(place, sharded=False)
 
 
 def kept_per_token(shape: Shape, lora: LoRAConfig | None, place: Place) -> int:

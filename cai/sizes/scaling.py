@@ -2,8 +2,8 @@
 
 PPO is what takes most of a run: a frozen base in bf16, roles for the policy, its reference and the
 preference model, gradients and moments of the policy, one micro-batch, and a merged copy to sample
-from. A fine-tune has one role. Whole copies need what memory one device has; split ones (FSDP,
-Rajbhandari et al. 2020) share weights, roles and moments. Everything here is predicted; none of it
+from. A fine-tune has one role. Under `hardware=fsdp` weights and moments lie in parts while a
+model learns, and are whole while PPO samples and scores. Everything here is predicted; none of it
 was run.
 """
 
@@ -33,7 +33,7 @@ def training_memory(
     micro_batch_size: int,
     length: int,
 ) -> Memory:
-    """One device's memory while one role learns; PPO (several roles) has a merged copy beside it.
+    """One device's peak in a fine-tune, or in PPO (several roles), which samples too.
 
     Args:
         shape: The base, in bf16.
@@ -43,20 +43,22 @@ def training_memory(
         micro_batch_size: Sequences of a pass.
         length: Tokens of each.
     """
-    merged = memory.merged_memory(shape, lora, place).copies // place.shares
-    return (
-        memory.process_memory(place)
-        + memory.base_memory([shape], place)
-        + memory.roles_memory(shape, lora, roles, place)
-        + memory.learning_memory(shape, lora, 1, place)
-        + memory.activations(shape, lora, place, rows=micro_batch_size, length=length)
-        + Memory(copies=merged if roles > 1 else 0)
+    held = memory.process_memory(place) + memory.base_memory([shape], place)
+    update = memory.fit_memory(
+        shape, lora, place, roles=roles, learning=1, rows=micro_batch_size, length=length
     )
+    if roles == 1:
+        return held + update
+    sampled = memory.sampling_memory(
+        shape, place, rows=micro_batch_size, prompt=length // 2, new=length // 2
+    )
+    rollouts = memory.rollout_memory(shape, lora, place, roles=roles, learning=1) + sampled
+    return held + memory.merged_memory(shape, lora, place) + memory.largest([update, rollouts])
 
 
-def _place(num: int, *, sharded: bool) -> Place:
-    """Devices in bf16 that compute activations again layer by layer."""
-    return Place(on_cpu=False, number_bytes=2, num_devices=num, sharded=sharded, checkpointing=True)
+def _place(num: int) -> Place:
+    """`hardware=fsdp` on as many GPUs in bf16."""
+    return Place(on_cpu=False, number_bytes=2, num_devices=num, sharded=True, checkpointing=True)
 
 
 def _told(total: int, *, memory_gb: float) -> str:
@@ -73,7 +75,7 @@ def scaling_text(
     length: int,
     rank: int,
 ) -> str:
-    """Markdown: a row for each model, what is trained, and how weights lie; GB a device.
+    """Markdown: a row for each model, what is trained, and the stage; GB a device.
 
     Args:
         devices: Numbers of devices.
@@ -84,20 +86,19 @@ def scaling_text(
     """
     lora = LoRAConfig(rank=rank, alpha=2 * rank, target_modules=TARGETS)
     rows = [
-        ["model", "trained", "stage", "weights", *map(str, devices)],
-        ["---"] * 4 + ["---:"] * len(devices),
+        ["model", "trained", "stage", *map(str, devices)],
+        ["---"] * 3 + ["---:"] * len(devices),
     ]
-    for (name, shape), (told, trained), (stage, roles), sharded in itertools.product(
+    for (name, shape), (told, trained), (stage, roles) in itertools.product(
         published().items(),
         ((f"LoRA {rank}", lora), ("all weights", None)),
         (("SFT", 1), ("PPO", ROLES)),
-        (False, True),
     ):
         totals = [
             training_memory(
                 shape,
                 trained,
-                _place(num, sharded=sharded),
+                _place(num),
                 roles=roles,
                 micro_batch_size=micro_batch_size,
                 length=length,
@@ -105,17 +106,15 @@ def scaling_text(
             for num in devices
         ]
         cells = [_told(total, memory_gb=memory_gb) for total in totals]
-        if not sharded:
-            cells[1:] = ["same"] * (len(cells) - 1)
-        lies = "split" if sharded else "whole"
-        rows.append([name.rpartition("/")[2], told, stage, lies, *cells])
+        rows.append([name.rpartition("/")[2], told, stage, *cells])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(
         [
             *lines,
             "",
-            f"GB (10^9 bytes) of each device, predicted, never run: base in bf16, micro-batches of "
-            f"{micro_batch_size} sequences of {length:,} tokens, activations computed again layer "
-            f"by layer. In brackets: more than the {memory_gb:g} GB of a device.",
+            "GB (10^9 bytes) of each device under hardware=fsdp, predicted, never run: base in "
+            f"bf16, micro-batches of {micro_batch_size} sequences of {length:,} tokens, layers "
+            "computed again on the way back. With whole weights (hardware=ddp) any number of "
+            f"devices needs what one does. In brackets: more than a device's {memory_gb:g} GB.",
         ]
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cai.choices import EngineName
+from cai.choices import EngineName, Strategy
 from cai.config import Config, RLAIFConfig, SLCAIConfig
 from cai.constitution import Constitution
-from cai.errors import UserError
+from cai.errors import ConfigError, UserError
 from cai.feedback_config import (
     EndpointConfig,
     EnsembleConfig,
@@ -17,7 +17,7 @@ from cai.feedback_config import (
     TunedConfig,
 )
 from cai.model_config import ModelConfig
-from cai.roles import Asked, roles
+from cai.roles import Asked, roles, trained_roles
 from cai.sizes import memory
 from cai.sizes.device import device_memory, place_of
 from cai.sizes.memory import Memory
@@ -91,6 +91,27 @@ def check_weights(config: Config) -> None:
             + (", or type hardware.precision=bf16" if place.number_bytes == memory.FLOAT else "")
             + ". To try it all the same: hardware.check_memory=false"
         )
+
+
+def check_layers(config: Config) -> None:
+    """Refuse what is done layer by layer for a model whose layers nobody knows.
+
+    Raises:
+        ConfigError: with what to type instead.
+    """
+    hardware = config.hardware
+    by_layer = hardware.strategy is Strategy.fsdp or hardware.activation_checkpointing
+    if not by_layer or not isinstance(config.phase, SLCAIConfig):
+        return
+    learning = trained_roles(config) | {"policy", "preference model"}
+    for role, model in roles(config).items():
+        trained_here = role in learning and isinstance(model, ModelConfig)
+        if trained_here and not shape_of_model(model).names_layers:
+            raise ConfigError(
+                f"hardware={hardware.name}: transformers does not say what the layers of "
+                f"{model.path} are, so they can neither be split over devices nor be computed "
+                "again.\n  Type: hardware.strategy=ddp hardware.activation_checkpointing=false"
+            )
 
 
 def _judges(config: FeedbackConfig, default: ModelConfig) -> Iterator[Judge]:

@@ -64,6 +64,8 @@ class Shape:
     """Whether this project has its own forward pass for it on a CPU."""
     stored_bytes: int
     """Bytes per parameter in its files, as its config says."""
+    names_layers: bool
+    """Whether transformers says which of its modules are the layers that follow one another."""
 
     @property
     def per_layer(self) -> int:
@@ -114,6 +116,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         ),
         written_out=text.model_type in WRITTEN_OUT,
         stored_bytes=stored.itemsize,
+        names_layers=bool(model._no_split_modules),
     )
 
 

@@ -212,15 +212,16 @@ def _example(scene: Scene, limit: int) -> tuple[float, int]:
     return min(texts.prompt_mean + texts.response, limit), min(longest, limit)
 
 
-def _learning(
-    scene: Scene, trained: Trained, *, roles: int, learning: int, rows: int, longest: int
-) -> Memory:
+def _learning(scene: Scene, trained: Trained, *, roles: int, rows: int, longest: int) -> Memory:
     """Roles, what one of them keeps to learn, and a micro-batch."""
-    shape, lora, place = trained.shape, trained.lora, scene.place
-    return (
-        memory.roles_memory(shape, lora, roles, place)
-        + memory.learning_memory(shape, lora, learning, place)
-        + memory.activations(shape, lora, place, rows=rows, length=longest)
+    return memory.fit_memory(
+        trained.shape,
+        trained.lora,
+        scene.place,
+        roles=roles,
+        learning=1,
+        rows=rows,
+        length=longest,
     )
 
 
@@ -228,9 +229,7 @@ def _fine_tune(scene: Scene, config: Mapping[str, Any], counts: Mapping[str, int
     mean, longest = _example(scene, config["max_length"])
     trained, num = scene.policy, counts["examples"]
     return Work(
-        memory=_learning(
-            scene, trained, roles=1, learning=1, rows=scene.micro_batch_size, longest=longest
-        ),
+        memory=_learning(scene, trained, roles=1, rows=scene.micro_batch_size, longest=longest),
         learned=round(num * mean),
         operations=learning_operations(trained.shape, trained.lora, num * mean, mean),
     )
@@ -254,7 +253,6 @@ def _pairs(
             scene,
             trained,
             roles=roles,
-            learning=1,
             rows=pairs if joined else 2 * pairs,
             longest=min(longest + response, 2 * longest) if joined else longest,
         ),
@@ -288,8 +286,7 @@ def _ppo(scene: Scene, config: Mapping[str, Any], counts: Mapping[str, int]) -> 
     learning = 2 if own else 1
     roles = 3 + own
     merged = memory.merged_memory(policy.shape, policy.lora, place)
-    held = memory.roles_memory(policy.shape, policy.lora, roles, place)
-    held += memory.learning_memory(policy.shape, policy.lora, learning, place)
+    held = memory.rollout_memory(policy.shape, policy.lora, place, roles=roles, learning=learning)
     sampled = _sampled(
         scene,
         policy.shape,
@@ -299,10 +296,12 @@ def _ppo(scene: Scene, config: Mapping[str, Any], counts: Mapping[str, int]) -> 
         longest=texts.prompt_longest,
         new=new,
     )
-    update = memory.activations(
+    update = memory.fit_memory(
         policy.shape,
         policy.lora,
         place,
+        roles=roles,
+        learning=learning,
         rows=scene.micro_batch_size,
         length=texts.prompt_longest + new,
     )
@@ -312,7 +311,7 @@ def _ppo(scene: Scene, config: Mapping[str, Any], counts: Mapping[str, int]) -> 
     measured += forward_operations(scene.preference.shape, tokens, length)
     learned = tokens * config["ppo_epochs"] * (1 + own)
     return Work(
-        memory=held + merged + memory.largest([sampled.memory, update]),
+        memory=merged + memory.largest([held + sampled.memory, update]),
         read=sampled.read + round(tokens * (3 + own)),
         written=sampled.written,
         learned=round(learned),

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from cai.artifacts import MANIFEST, Artifact
-from cai.choices import Precision
+from cai.choices import Precision, Strategy
 from cai.context import StageResult, StageStatus
-from cai.sizes import device, memory
+from cai.errors import ConfigError
+from cai.sizes import device, memory, scene
 from cai.sizes.scaling import scaling_text
+from cai.sizes.scene import check_layers
 from cai.sizes.seconds import Clock, stated_seconds
 from cai.sizes.texts import Texts
 from cai.sizes.work import Scene, Trained, Work, work_of
+from tests.benchmarks.scaled import settings
 from tests.sizes.test_memory import CPU, LORA, SMOLLM2
 from tests.tiny import hardware
 
@@ -141,12 +144,37 @@ def test_another_model_tells_nothing_about_this_one(tmp_path):
     assert clock(tmp_path).seconds(planned(48, 28)) == before
 
 
+@pytest.mark.parametrize(
+    "typed", ["hardware.strategy=fsdp", "hardware.activation_checkpointing=true"]
+)
+def test_a_model_whose_layers_nobody_knows_is_refused(
+    typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["phase=rlaif", "constitution=medical", "hardware=cpu_ddp"]
+    check_layers(settings([*arguments, typed]))
+    monkeypatch.setattr(
+        scene, "shape_of_model", lambda model: dataclasses.replace(SMOLLM2, names_layers=False)
+    )
+    check_layers(settings(arguments))
+    with pytest.raises(ConfigError, match=r"Type: hardware.strategy=ddp hardware.activation_c"):
+        check_layers(settings([*arguments, typed]))
+
+
+def test_a_place_knows_how_weights_and_activations_are_held():
+    alone = device.place_of(hardware())
+    assert (alone.shares, alone.checkpointing) == (1, False)
+    split = dataclasses.replace(
+        hardware(), strategy=Strategy.fsdp, devices=4, num_nodes=2, activation_checkpointing=True
+    )
+    assert (device.place_of(split).shares, device.place_of(split).checkpointing) == (8, True)
+
+
 def test_the_table_of_published_models_marks_what_does_not_fit():
     text = scaling_text(devices=(1, 8), memory_gb=80.0, micro_batch_size=1, length=1024, rank=16)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:-2]]
-    assert len(rows) == 3 * 2 * 2 * 2
-    seen = {tuple(row[:4]): row[4:] for row in rows}
-    assert seen["Llama-3.1-70B-Instruct", "all weights", "SFT", "whole"][0].startswith("(")
-    one, eight = seen["Llama-3.1-8B-Instruct", "LoRA 16", "SFT", "split"]
+    assert len(rows) == 3 * 2 * 2
+    seen = {tuple(row[:3]): row[3:] for row in rows}
+    assert seen["Llama-3.1-70B-Instruct", "all weights", "SFT"][0].startswith("(")
+    one, eight = seen["Llama-3.1-8B-Instruct", "LoRA 16", "SFT"]
     assert float(eight) < float(one) < 80
     assert "predicted, never run" in text

@@ -40,6 +40,7 @@ SMOLLM2 = Shape(
     ),
     written_out=True,
     stored_bytes=4,
+    names_layers=True,
 )
 
 
@@ -114,21 +115,53 @@ def test_autograd_keeps_what_was_predicted(kind):
     assert sum(kept.values()) == pytest.approx(predicted, rel=0.15)
 
 
-def test_sharding_splits_weights_and_gathers_two_layers():
-    shape = published()["meta-llama/Llama-3.1-8B-Instruct"]
-    split = Place(on_cpu=False, number_bytes=2, num_devices=8, sharded=True)
-    whole = memory.base_memory([shape], GPU)
-    assert whole == Memory(base=2 * 8_030_261_248)
-    parts = memory.base_memory([shape], split)
-    assert parts.base == 2 * 8_030_261_248 // 8
-    assert parts.copies == 2 * 2 * 218_103_808  # two layers of 218,103,808 parameters
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+SPLIT = Place(on_cpu=False, number_bytes=2, num_devices=8, sharded=True)
+
+
+def test_a_base_that_learns_adapters_lies_in_parts_and_two_layers_are_gathered():
+    shape = published()[LLAMA]
+    parts = memory.split_memory(shape, LORA, SPLIT)
+    assert parts.base == 8_030_261_248 * 2 // 8 - 8_030_261_248 * 2
+    # two layers of 218,103,808 parameters, and what is outside of layers
+    assert parts.copies == 2 * (2 * 218_103_808 + 8_030_261_248 - 32 * 218_103_808)
+    # adapters stay whole
+    assert memory.roles_memory(shape, LORA, 2, SPLIT) == memory.roles_memory(shape, LORA, 2, GPU)
     together = Place(on_cpu=False, number_bytes=2, num_devices=8)
-    assert memory.base_memory([shape], together) == whole
-    # all weights, split: 4 bytes of a role, 4 of gradients and 8 of moments over 8 devices
-    full = memory.roles_memory(shape, None, 1, split) + memory.learning_memory(
-        shape, None, 1, split
+    alone = Place(on_cpu=False, number_bytes=2, num_devices=1, sharded=True)
+    for place in (together, alone):
+        assert memory.split_memory(shape, LORA, place) == Memory()
+
+
+def test_all_weights_that_learn_lie_in_parts():
+    shape = published()[LLAMA]
+    # 4 bytes of a role, 4 of gradients and 8 of moments over 8 devices
+    full = memory.roles_memory(shape, None, 1, SPLIT) + memory.learning_memory(
+        shape, None, 1, SPLIT
     )
     assert full.total == pytest.approx(16 * 8_030_261_248 / 8, abs=16)
+    # gathered in float32, and the gradients of one layer and of what is outside
+    outside = 8_030_261_248 - 32 * 218_103_808
+    gathered = memory.split_memory(shape, None, SPLIT).copies
+    assert gathered == 4 * (3 * 218_103_808 + 2 * outside)
+
+
+@pytest.mark.parametrize("trained", [LORA, None])
+def test_what_is_split_is_whole_when_training_begins_and_in_rollouts(trained: LoRAConfig | None):
+    shape = published()[LLAMA]
+    sizes = {"roles": 3, "learning": 1}
+    many = Place(on_cpu=False, number_bytes=2, num_devices=64, sharded=True)
+    least = memory.roles_memory(shape, trained, 3, GPU)
+    begun = memory.fit_memory(shape, trained, many, **sizes, rows=1, length=16)
+    assert begun.total >= least.total
+    rollouts = memory.rollout_memory(shape, trained, SPLIT, **sizes)
+    alone = memory.rollout_memory(shape, trained, GPU, **sizes)
+    learns = memory.learning_memory(shape, trained, 1, GPU)
+    learns_split = memory.learning_memory(shape, trained, 1, SPLIT)
+    base = 2 * 8_030_261_248
+    parts = (base + (6 * base if trained is None else 0)) // 8
+    assert alone == least + learns
+    assert rollouts == least + learns_split + Memory(copies=parts)
 
 
 def test_checkpointing_keeps_one_state_per_layer_and_one_layer():
