@@ -14,8 +14,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from cai.errors import ConfigError
-
 _on = False
 
 
@@ -31,19 +29,11 @@ def recomputing(on: bool) -> Iterator[None]:
 
 
 def layers_of(causal: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a language model that follow one another, as transformers names them.
-
-    Raises:
-        ConfigError: when it does not.
-    """
+    """The layers of a language model that follow one another, as transformers names them."""
     kinds = set(causal._no_split_modules or ())
     layers = [module for module in causal.modules() if kinds & _names(module)]
     if not layers:
-        raise ConfigError(
-            f"{type(causal).__name__} does not say what its layers are, so they can neither be "
-            "split over devices nor be computed again.\n"
-            "  Type: hardware.strategy=ddp hardware.activation_checkpointing=false"
-        )
+        raise AssertionError(f"{type(causal).__name__} names no layers; call `check_layers`")
     return layers
 
 

@@ -157,8 +157,8 @@ def split_memory(shape: Shape, lora: LoRAConfig | None, place: Place) -> Memory:
         gathered = FLOAT * (3 * shape.per_layer + 2 * outside)
     else:
         gathered = place.number_bytes * (2 * shape.per_layer + outside)
-    whole = base_memory([shape], place).base
-    return Memory(base=whole // place.shares - whole, copies=gathered)
+    base = base_memory([shape], place).base
+    return Memory(base=base // place.shares - base, copies=gathered)
 
 
 def fit_memory(

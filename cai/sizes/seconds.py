@@ -35,7 +35,7 @@ class Seconds:
 
 def stated_seconds(work: Work, hardware: HardwareConfig) -> float:
     """By the stated speed; a CPU's is that of one thread."""
-    units = hardware.devices
+    units = hardware.devices * hardware.num_nodes
     if hardware.accelerator == "cpu":
         units *= hardware.num_threads or torch.get_num_threads()
     reading = work.weight_bytes / (hardware.gb_per_second * 1e9)

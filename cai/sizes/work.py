@@ -108,11 +108,10 @@ def forward_operations(shape: Shape, num_tokens: float, length: float) -> float:
     return num_tokens * (inner + attended)
 
 
-def learning_operations(
-    shape: Shape, lora: LoRAConfig | None, num_tokens: float, length: float
-) -> float:
-    """Of a forward and a backward pass."""
-    passes = 2 if lora is not None else 3
+def learning_operations(trained: Trained, place: Place, num_tokens: float, length: float) -> float:
+    """Of a forward and a backward pass, and of another forward pass where layers are recomputed."""
+    shape = trained.shape
+    passes = (2 if trained.lora is not None else 3) + place.checkpointing
     return passes * forward_operations(shape, num_tokens, length)
 
 
@@ -231,7 +230,7 @@ def _fine_tune(scene: Scene, config: Mapping[str, Any], counts: Mapping[str, int
     return Work(
         memory=_learning(scene, trained, roles=1, rows=scene.micro_batch_size, longest=longest),
         learned=round(num * mean),
-        operations=learning_operations(trained.shape, trained.lora, num * mean, mean),
+        operations=learning_operations(trained, scene.place, num * mean, mean),
     )
 
 
@@ -257,7 +256,7 @@ def _pairs(
             longest=min(longest + response, 2 * longest) if joined else longest,
         ),
         learned=round(tokens),
-        operations=learning_operations(trained.shape, trained.lora, tokens, mean),
+        operations=learning_operations(trained, scene.place, tokens, mean),
     )
 
 
@@ -317,7 +316,7 @@ def _ppo(scene: Scene, config: Mapping[str, Any], counts: Mapping[str, int]) -> 
         learned=round(learned),
         operations=sampled.operations
         + measured
-        + learning_operations(policy.shape, policy.lora, learned, length),
+        + learning_operations(policy, place, learned, length),
         weight_bytes=sampled.weight_bytes,
     )
 

@@ -12,12 +12,20 @@ from cai.artifacts import MANIFEST, Artifact
 from cai.choices import Precision, Strategy
 from cai.context import StageResult, StageStatus
 from cai.errors import ConfigError
+from cai.model_config import LoRAConfig
 from cai.sizes import device, memory, scene
 from cai.sizes.scaling import scaling_text
 from cai.sizes.scene import check_layers
 from cai.sizes.seconds import Clock, stated_seconds
 from cai.sizes.texts import Texts
-from cai.sizes.work import Scene, Trained, Work, work_of
+from cai.sizes.work import (
+    Scene,
+    Trained,
+    Work,
+    forward_operations,
+    learning_operations,
+    work_of,
+)
 from tests.benchmarks.scaled import settings
 from tests.sizes.test_memory import CPU, LORA, SMOLLM2
 from tests.tiny import hardware
@@ -158,6 +166,17 @@ def test_a_model_whose_layers_nobody_knows_is_refused(
     check_layers(settings(arguments))
     with pytest.raises(ConfigError, match=r"Type: hardware.strategy=ddp hardware.activation_c"):
         check_layers(settings([*arguments, typed]))
+
+
+@pytest.mark.parametrize(("trained", "passes"), [(LORA, 2), (None, 3)])
+def test_layers_that_are_computed_again_take_one_more_forward_pass(
+    trained: LoRAConfig | None, passes: int
+) -> None:
+    again = dataclasses.replace(CPU, checkpointing=True)
+    forward = forward_operations(SMOLLM2, 1000.0, 100.0)
+    one = Trained(shape=SMOLLM2, lora=trained)
+    assert learning_operations(one, CPU, 1000.0, 100.0) == passes * forward
+    assert learning_operations(one, again, 1000.0, 100.0) == (passes + 1) * forward
 
 
 def test_a_place_knows_how_weights_and_activations_are_held():
