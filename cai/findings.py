@@ -31,6 +31,7 @@ from cai.story import (
     EvaluationRow,
     EvaluationStory,
     FeedbackStory,
+    PPOStory,
     PreferenceModelStory,
     RevisionsStory,
     RunStory,
@@ -172,6 +173,7 @@ def findings(story: RunStory) -> tuple[str, ...]:
         *_feedback_findings(story.feedback),
         *_preference_findings(story.preference_model),
         *goodhart_findings(story.goodhart),
+        *_ppo_findings(story.ppo),
         *_dpo_findings(story.dpo),
         *critic_findings(story.critic),
         *reward_findings(story.reward),
@@ -299,6 +301,16 @@ def _unjudged_findings(num: int, unjudged: dict[str, int], what: str) -> list[st
         return []
     reasons = ", ".join(f"{label(k)}: {v:,}" for k, v in unjudged.items() if v)
     return [f"{total:,} of {num:,} {what} could not be judged ({reasons})."]
+
+
+def _ppo_findings(ppo: PPOStory | None) -> list[str]:
+    if ppo is None or ppo.explained_variance is None or ppo.explained_variance >= 0:
+        return []
+    return [
+        "PPO's value function predicts returns worse than their mean would: explained variance "
+        f"{ppo.explained_variance:.2f} over the later half of the rounds. Its errors are noise in "
+        "the advantages."
+    ]
 
 
 def _preference_findings(model: PreferenceModelStory | None) -> list[str]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+
 from cai.artifacts import Artifact
 from cai.chapters import Outputs, curves_of
 from cai.config import Config, RLAIFConfig
+from cai.context import CURVE
 from cai.phases import rlaif, rlhf
 from cai.rlhf_config import RLHFConfig
 from cai.story import PPOStory, label
 from cai.training_config import PPOConfig
+
+EXPLAINED_VARIANCE = "val/explained_variance"
 
 
 def ppo_story(
@@ -60,8 +65,11 @@ def ppo_of(
         unit: Of the score.
         note: How to read the score.
     """
+    rounds = [row[EXPLAINED_VARIANCE] for row in policy.json(CURVE) if EXPLAINED_VARIANCE in row]
+    later = rounds[len(rounds) // 2 :]
     return PPOStory(
         reference=reference,
+        explained_variance=statistics.fmean(later) if later else None,
         num_rounds=counts[policy.stage]["rounds"],
         num_rollouts=counts[policy.stage]["rollouts"],
         settings={
@@ -99,7 +107,7 @@ def ppo_of(
                 "",
             ),
             (
-                {"val/explained_variance": "explained variance"},
+                {EXPLAINED_VARIANCE: "explained variance"},
                 "Explained variance of the value head",
                 "share",
                 "1 is perfect, 0 is no better than the mean.",

@@ -262,6 +262,9 @@ class PPOStory:
     settings: dict[str, str]
     """What shaped it, e.g. {"kl_coef": "0.05"}."""
     curves: tuple[Curve, ...]
+    explained_variance: float | None = None
+    """Of the returns by the value function, mean over the later half of the rounds; None: no round
+    was learned from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

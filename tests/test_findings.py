@@ -16,6 +16,7 @@ from cai.story import (
     EvaluationRow,
     EvaluationStory,
     FeedbackStory,
+    PPOStory,
     PreferenceModelStory,
     RevisionsStory,
     RunStory,
@@ -295,3 +296,12 @@ def test_key_metrics_show_first_and_last_policy():
         "chance 0.5; longer wins 0.56"
     )
     assert key_metrics(story()) == ()
+
+
+@pytest.mark.parametrize(("explained", "told"), [(-0.31, True), (0.0, False), (None, False)])
+def test_a_value_function_worse_than_the_mean_is_said(explained, told):
+    ppo = PPOStory(
+        num_rounds=6, num_rollouts=72, settings={}, curves=(), explained_variance=explained
+    )
+    found = [line for line in findings(story(ppo=ppo)) if "value function" in line]
+    assert [("explained variance -0.31" in line) for line in found] == [True] * told
